@@ -1,0 +1,60 @@
+# Two commands matter: `make demo` shows the whole job on this machine, `make test` proves it.
+# Both prepare .venv first; nothing outside this folder is written.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHON
+
+.PHONY: demo test setup setup-test receivers lint types contracts pytest bench format lock proto clean
+
+demo: setup
+	@$(BIN)/cfrw demo
+
+test: setup-test lint types contracts receivers pytest
+
+setup: .venv/.run-installed
+
+.venv/.run-installed: pyproject.toml requirements/install.sh requirements/build.txt requirements/run.txt
+	@echo "setting up .venv"
+	@requirements/install.sh requirements/run.txt
+	@touch $@
+
+setup-test: .venv/.test-installed
+
+.venv/.test-installed: .venv/.run-installed requirements/test.txt
+	@echo "setting up .venv for tests"
+	@requirements/install.sh requirements/run.txt requirements/test.txt
+	@touch $@
+
+lint: setup-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup-test
+	$(BIN)/mypy
+
+contracts: setup-test
+	$(BIN)/lint-imports
+
+# Real receivers for the end-to-end tests, fetched once into .cache; the script says loudly what cannot be had.
+receivers: setup-test
+	$(BIN)/python tests/fetch_receivers.py
+
+pytest: setup-test receivers
+	$(BIN)/pytest -n auto
+
+bench: setup-test receivers
+	$(BIN)/python -m benchmarks
+
+format: setup-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Pins anew; needs uv on the PATH.
+lock:
+	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --extra simulator pyproject.toml -o requirements/run.txt
+	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header requirements/build.in -o requirements/build.txt
+	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --group test -c requirements/run.txt -c requirements/build.txt pyproject.toml -o requirements/test.txt
+
+clean:
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

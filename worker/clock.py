@@ -1,0 +1,67 @@
+"""Time, as the rest of the worker may know it.
+
+Owns every reading of the wall clock, every reading of the monotonic clock and every wait. Nothing else imports `time`
+or calls `asyncio.sleep`, so a test or the demo can run a day in a second by handing over another clock.
+"""
+
+import asyncio
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where the worker gets its time from."""
+
+    def now(self) -> float:
+        """Wall-clock time in unix seconds, UTC. May jump when somebody sets the machine's clock."""
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary start that never go backwards; for durations and deadlines only."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after this many seconds of this clock."""
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(max(0.0, seconds))
+
+
+class ScaledClock:
+    """A clock that starts at `origin` and runs `speed` times as fast as the machine's; one second of it is real/speed."""
+
+    def __init__(self, origin: float, speed: float) -> None:
+        self._origin = origin
+        self._speed = speed
+        self._started = time.monotonic()
+
+    def now(self) -> float:
+        return self._origin + self.monotonic()
+
+    def monotonic(self) -> float:
+        return (time.monotonic() - self._started) * self._speed
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(max(0.0, seconds) / self._speed)
+
+
+async def wait_for_event(clock: Clock, event: asyncio.Event, timeout_seconds: float) -> bool:
+    """Wait until `event` is set or `timeout_seconds` have passed on `clock`; tell whether it was set."""
+    if event.is_set():
+        return True
+    waiter = asyncio.ensure_future(event.wait())
+    timer = asyncio.ensure_future(clock.sleep(timeout_seconds))
+    try:
+        await asyncio.wait((waiter, timer), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiter.cancel()
+        timer.cancel()
+    return event.is_set()

@@ -1,0 +1,99 @@
+"""Series: what identifies one, and its one serialized form.
+
+A series is identified by its label block: the protobuf bytes of its sorted labels, exactly as a `TimeSeries` message of
+remote write 1.0 carries them. The block is made once, when a bucket is captured; the ledger keeps it as the
+identity of the series, and a request is built by concatenating blocks and samples.
+
+Pure functions; knows nothing of Cloudflare, of SQLite or of a receiver.
+"""
+
+import re
+from collections.abc import Mapping
+
+# Remote write 1.0 specification, "Labels": the names a sender may use.
+METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*", re.ASCII)
+LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*", re.ASCII)
+
+_LABELS_FIELD = b"\x0a"  # TimeSeries.labels = 1, length-delimited
+_NAME_FIELD = b"\x0a"  # Label.name = 1
+_VALUE_FIELD = b"\x12"  # Label.value = 2
+
+
+def varint(number: int) -> bytes:
+    """An unsigned protobuf varint (little-endian base 128)."""
+    if number < 0:
+        message = f"{number} has no unsigned varint"
+        raise ValueError(message)
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def read_varint(data: bytes, offset: int) -> tuple[int, int]:
+    """The varint at `offset` and the offset after it; ValueError where `data` ends in its middle."""
+    number = shift = 0
+    while True:
+        if offset >= len(data):
+            message = "the data ends inside a varint"
+            raise ValueError(message)
+        byte = data[offset]
+        offset += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, offset
+        shift += 7
+
+
+def label_block(name: str, labels: Mapping[str, str]) -> bytes:
+    """The identity of the series `name{labels}`: its labels sorted by name and serialized.
+
+    Labels with an empty value are left out, as Prometheus takes them for absent. ValueError for a name
+    that remote write 1.0 does not allow.
+    """
+    if not METRIC_NAME.fullmatch(name):
+        message = f"{name!r} is not a metric name: it must match {METRIC_NAME.pattern}"
+        raise ValueError(message)
+    pairs = [("__name__", name)]
+    for label, value in labels.items():
+        if not LABEL_NAME.fullmatch(label) or label.startswith("__"):
+            message = f"{label!r} is not a label name: it must match {LABEL_NAME.pattern} and not start with __"
+            raise ValueError(message)
+        if value:
+            pairs.append((label, value))
+    pairs.sort(key=lambda pair: pair[0].encode())
+    return b"".join(_serialized_label(label.encode(), value.encode()) for label, value in pairs)
+
+
+def parse_label_block(block: bytes) -> dict[str, str]:
+    """The labels of a block, `__name__` among them, in their order; ValueError where it is not a label block."""
+    labels: dict[str, str] = {}
+    offset = 0
+    while offset < len(block):
+        pair, offset = _read_field(block, offset, _LABELS_FIELD)
+        name, middle = _read_field(pair, 0, _NAME_FIELD)
+        value, end = _read_field(pair, middle, _VALUE_FIELD)
+        if end != len(pair):
+            message = "a label has more than a name and a value"
+            raise ValueError(message)
+        labels[name.decode()] = value.decode()
+    return labels
+
+
+def _serialized_label(name: bytes, value: bytes) -> bytes:
+    pair = _NAME_FIELD + varint(len(name)) + name + _VALUE_FIELD + varint(len(value)) + value
+    return _LABELS_FIELD + varint(len(pair)) + pair
+
+
+def _read_field(data: bytes, offset: int, tag: bytes) -> tuple[bytes, int]:
+    if data[offset : offset + 1] != tag:
+        message = f"expected field tag {tag.hex()} at byte {offset}"
+        raise ValueError(message)
+    length, start = read_varint(data, offset + 1)
+    end = start + length
+    if end > len(data):
+        message = f"a field of {length} bytes at byte {offset} is longer than the data"
+        raise ValueError(message)
+    return data[start:end], end

@@ -36,7 +36,7 @@ class SystemClock:
 
 
 class ScaledClock:
-    """A clock that starts at `origin` and runs `speed` times as fast as the machine's; one second of it is real/speed."""
+    """A clock that starts at `origin` (unix seconds) and runs `speed` times as fast as the machine's."""
 
     def __init__(self, origin: float, speed: float) -> None:
         self._origin = origin

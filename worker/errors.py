@@ -6,6 +6,7 @@
     ├── LedgerHeldError        exit 4   another worker holds the ledger
     └── LedgerError            exit 5
         ├── LedgerUnusableError         the volume does not do what a ledger needs
+        │   └── LedgerFullError         there is no room left on it
         └── LedgerDamagedError          the file is not the ledger it should be
 
 What a remote side answers is not in this tree: it is an outcome, a value that the caller has to match.
@@ -70,6 +71,10 @@ class LedgerError(WorkerError):
 
 class LedgerUnusableError(LedgerError):
     """The volume or the file system does not do what a ledger needs: writable, local, room left."""
+
+
+class LedgerFullError(LedgerUnusableError):
+    """No room is left on the ledger's volume. Nothing was written; what was committed before is safe."""
 
 
 class LedgerDamagedError(LedgerError):

@@ -1,0 +1,92 @@
+"""The ledger: what was captured, what became of it at each destination, and what was asked for to repair it.
+
+The only part of the worker that sees SQLite. `Ledger` runs the verbs exported here, each in one transaction:
+
+    await ledger.write(capture, buckets, now)
+    await ledger.read(backlogs)
+
+Promises: what `write` returned from is on disk and survives a kill and a power cut; a captured bucket never changes; a
+bucket leaves `pending` only by a recorded decision; a row whose content is damaged is noticed and never sent.
+"""
+
+from worker.ledger.capture import Captured, Hole, HoleReason, capture, record_holes
+from worker.ledger.delivery import (
+    Pending,
+    Position,
+    acknowledge,
+    expire,
+    next_pending,
+    refuse,
+    register_destinations,
+    set_aside,
+)
+from worker.ledger.ledger import Ledger
+from worker.ledger.repairs import (
+    Job,
+    Resend,
+    ResendCount,
+    ask_for_resend,
+    carry_out_next,
+    job,
+    jobs,
+    plan_resend,
+)
+from worker.ledger.report import (
+    Backlog,
+    DeliveryCount,
+    ScopeReport,
+    Undelivered,
+    backlogs,
+    delivery_counts,
+    drifted_buckets,
+    hole_counts,
+    newest_captured,
+    scope_reports,
+    undelivered,
+)
+from worker.ledger.retention import Room, prove_writable, prune, room
+from worker.ledger.scopes import Scope, outstanding_windows, present_scopes, record_scopes
+
+__all__ = [
+    "Backlog",
+    "Captured",
+    "DeliveryCount",
+    "Hole",
+    "HoleReason",
+    "Job",
+    "Ledger",
+    "Pending",
+    "Position",
+    "Resend",
+    "ResendCount",
+    "Room",
+    "Scope",
+    "ScopeReport",
+    "Undelivered",
+    "acknowledge",
+    "ask_for_resend",
+    "backlogs",
+    "capture",
+    "carry_out_next",
+    "delivery_counts",
+    "drifted_buckets",
+    "expire",
+    "hole_counts",
+    "job",
+    "jobs",
+    "newest_captured",
+    "next_pending",
+    "outstanding_windows",
+    "plan_resend",
+    "present_scopes",
+    "prove_writable",
+    "prune",
+    "record_holes",
+    "record_scopes",
+    "refuse",
+    "register_destinations",
+    "room",
+    "scope_reports",
+    "set_aside",
+    "undelivered",
+]

@@ -1,0 +1,147 @@
+"""Verbs of collection: a bucket is written once, and a window that has none says why.
+
+The first capture wins. Writing a window again changes nothing; where the values differ, that is kept as drift.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from worker.buckets import Bucket, Window
+from worker.ledger.packing import checksum, values_by_series
+from worker.ledger.scopes import dataset_number
+from worker.ledger.session import Session
+
+# How many windows of one scope follow each other in the queue of a destination that takes them in any order: with 50
+# samples of a series in a row a receiver is several times as fast as with one, and more brings little.
+_SEGMENT_WINDOWS = 64
+
+# Enough for a sentence of the API; the rest of an HTML page helps nobody.
+_MAX_DETAIL_CHARACTERS = 500
+
+
+class HoleReason(StrEnum):
+    """Why a window that was asked for has no bucket."""
+
+    FAILED = "failed"
+    """The last attempt failed; it will be tried again."""
+
+    DENIED = "denied"
+    """The plan or the token does not give access; asked again now and then."""
+
+    EXPIRED = "expired"
+    """Cloudflare has no data for it any more: it will never have a bucket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """One attempt at a window that brought no bucket."""
+
+    dataset: str
+    scope: str
+    window: Window
+    reason: HoleReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What became of a call of `capture`.
+
+    buckets:   newly written.
+    samples:   in them.
+    unchanged: windows that were captured before with the same content.
+    drifted:   windows that were captured before with another content; what was captured stays.
+    """
+
+    buckets: int
+    samples: int
+    unchanged: int
+    drifted: int
+
+
+def capture(session: Session, buckets: Sequence[Bucket], now: float) -> Captured:
+    """Write buckets, queue them for every destination, and close the holes they fill; all of it or nothing."""
+    destinations = [(number, bool(strict)) for number, strict in session.rows("present_destinations")]
+    outcome: Counter[str] = Counter()
+    for bucket in buckets:
+        window = bucket.window
+        key = {
+            "dataset_id": dataset_number(session, bucket.dataset),
+            "scope_id": session.number("scope_id", tag=bucket.scope),
+            "width_seconds": window.width_seconds,
+            "start": window.start,
+        }
+        series_ids = session.series.ids(bucket.series).tobytes()
+        values = bucket.values.tobytes()
+        seal = checksum(**key, timestamp_ms=bucket.timestamp_ms, series_ids=series_ids, values=values)
+        bucket_id = session.number(
+            "add_bucket",
+            **key,
+            timestamp_ms=bucket.timestamp_ms,
+            captured_at=int(now),
+            series_ids=series_ids,
+            sample_values=values,
+            checksum=seal,
+        )
+        if not bucket_id:
+            outcome[_compare(session, key, series_ids, values, now)] += 1
+            continue
+        outcome["buckets"] += 1
+        outcome["samples"] += len(bucket.values)
+        session.change("close_hole", **key)
+        for destination_id, strict in destinations if bucket.values else ():
+            session.change(
+                "enqueue",
+                bucket_id=bucket_id,
+                destination_id=destination_id,
+                segment=segment_start(window.start, window.width_seconds, strict=strict),
+                scope_id=key["scope_id"],
+                start=window.start,
+                window_end=window.end,
+                sample_count=len(bucket.values),
+            )
+    return Captured(
+        buckets=outcome["buckets"],
+        samples=outcome["samples"],
+        unchanged=outcome["unchanged"],
+        drifted=outcome["drifted"],
+    )
+
+
+def record_holes(session: Session, holes: Sequence[Hole], now: float) -> None:
+    """Keep why these windows have no bucket. The newest attempt replaces the one before; a captured window has none."""
+    session.many(
+        "record_hole",
+        [
+            {
+                "dataset_id": dataset_number(session, hole.dataset),
+                "scope_id": session.number("scope_id", tag=hole.scope),
+                "width_seconds": hole.window.width_seconds,
+                "start": hole.window.start,
+                "reason": hole.reason,
+                "detail": hole.detail[:_MAX_DETAIL_CHARACTERS],
+                "now": int(now),
+            }
+            for hole in holes
+        ],
+    )
+
+
+def segment_start(start: int, width_seconds: int, *, strict: bool) -> int:
+    """The place of a window in a destination's queue; see `delivery_queue` in schema.sql."""
+    return start if strict else start - start % (_SEGMENT_WINDOWS * width_seconds)
+
+
+def _compare(session: Session, key: dict[str, int], series_ids: bytes, values: bytes, now: float) -> str:
+    bucket_id, captured_ids, captured_values = next(session.rows("captured_content", **key))
+    if (captured_ids, captured_values) == (series_ids, values):
+        return "unchanged"
+    before = values_by_series(captured_ids, captured_values)
+    after = values_by_series(series_ids, values)
+    differing = sum(before.get(series) != after.get(series) for series in before.keys() | after.keys())
+    if not differing:
+        return "unchanged"
+    session.change("record_drift", bucket_id=bucket_id, now=int(now), samples_differing=differing)
+    return "drifted"

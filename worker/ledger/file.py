@@ -1,0 +1,170 @@
+"""Opening the ledger's file: who may, and whether the volume and the file are what they should be.
+
+Owns the lock file, the connection's settings and the translation of SQLite's errors. One process writes: it holds an
+exclusive `flock` on `<path>.lock` for as long as it lives. Others may read at any time, and may add a row to the
+journal (`open_to_ask`), which the holder carries out.
+
+SQLite's settings are set and read back, because a setting that silently did not take (a file system without shared
+memory stays out of WAL mode) would void what the ledger promises.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import MappingProxyType
+
+import apsw
+
+from worker.errors import LedgerDamagedError, LedgerFullError, LedgerHeldError, LedgerUnusableError
+from worker.ledger.migrations import check_version, migrate, pragma
+
+# Buckets are rows of 1 to 4 kB: of 100 samples (1,250 bytes with its header) 13 fill a page of 16 KiB to 99 %, while 3
+# fill one of 4 KiB to 92 %.
+_PAGE_BYTES = 16 * 1024
+
+# Reliability first: WAL with synchronous=FULL (2) loses no commit at a power cut; NORMAL loses the last ones.
+# A checkpoint every 256 pages of 16 KiB keeps the write-ahead log at about 4 MiB, and the limit of 8 MiB truncates it
+# after a burst. No memory map: it turns a stray write of any library into damage of the file.
+_PRAGMAS = MappingProxyType(
+    {
+        "synchronous": 2,
+        "foreign_keys": 1,
+        "busy_timeout": 5000,
+        "wal_autocheckpoint": 256,
+        "journal_size_limit": 8 * 1024 * 1024,
+        "mmap_size": 0,
+        # In KiB when negative: 16 MiB hold the upper levels of every index of a ledger of 10 GiB.
+        "cache_size": -16 * 1024,
+    }
+)
+
+# Locks and shared memory of these do not do what SQLite's WAL mode needs.
+_NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs", "fuse.glusterfs"})
+
+
+class LedgerLock:
+    """The right to write to one ledger; held until `release` or the end of the process, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the lock; LedgerHeldError when another process has it, LedgerUnusableError when it cannot be made."""
+        self._path = path.with_name(path.name + ".lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _unusable_volume(path, error) from None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+            os.close(self._descriptor)
+            message = f"another worker (process {holder}) holds the ledger {path}; one ledger has one worker"
+            raise LedgerHeldError(message) from None
+        except OSError as error:
+            os.close(self._descriptor)
+            raise _unusable_volume(path, error) from None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+
+    def release(self) -> None:
+        """Let another process have it. The file stays: removing it would let two processes lock two files."""
+        os.close(self._descriptor)
+
+
+def open_to_write(path: Path) -> apsw.Connection:
+    """The connection of the lock's holder: the file is made or migrated, its settings are checked."""
+    file_system = _file_system_of(path)
+    if file_system in _NETWORK_FILE_SYSTEMS:
+        message = f"{path} is on a network file system ({file_system}); put the ledger on a local volume"
+        raise LedgerUnusableError(message)
+    with translated_errors(path):
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
+        try:
+            _configure(connection, path)
+            migrate(connection, str(path))
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def open_to_read(path: Path) -> apsw.Connection:
+    """A connection that only reads, beside a running worker or without one."""
+    if not path.exists():
+        message = f"there is no ledger at {path} yet; LEDGER_PATH names the file, and `cfrw run` makes it"
+        raise LedgerUnusableError(message)
+    with translated_errors(path):
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        connection.set_busy_timeout(_PRAGMAS["busy_timeout"])
+        check_version(pragma(connection, "user_version"), str(path))
+    return connection
+
+
+def open_to_ask(path: Path) -> apsw.Connection:
+    """A connection to add one row to the journal of a ledger that a running worker holds. It never checkpoints."""
+    with translated_errors(path):
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        connection.set_busy_timeout(_PRAGMAS["busy_timeout"])
+        connection.pragma("wal_autocheckpoint", 0)
+        connection.pragma("synchronous", 2)
+        check_version(pragma(connection, "user_version"), str(path))
+    return connection
+
+
+@contextlib.contextmanager
+def translated_errors(path: Path) -> Iterator[None]:
+    """SQLite's errors as the worker's own."""
+    try:
+        yield
+    except apsw.FullError:
+        message = f"no room is left for the ledger {path}; make room on its volume"
+        raise LedgerFullError(message) from None
+    except (apsw.CorruptError, apsw.NotADBError, apsw.FormatError) as error:
+        message = (
+            f"the ledger {path} is damaged ({error}); keep the file, start with another LEDGER_PATH, "
+            "and what Cloudflare still has will be collected again"
+        )
+        raise LedgerDamagedError(message) from error
+    except (apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError, apsw.AuthError) as error:
+        # A failed sync must never be tried again in the same process: the kernel may have dropped the pages.
+        message = f"the ledger {path} cannot be read or written ({error}); look at its volume and its owner"
+        raise LedgerUnusableError(message) from error
+
+
+def _configure(connection: apsw.Connection, path: Path) -> None:
+    connection.set_busy_timeout(_PRAGMAS["busy_timeout"])
+    if pragma(connection, "page_count") == 0:
+        connection.pragma("page_size", _PAGE_BYTES)
+        connection.pragma("auto_vacuum", 2)  # incremental: what retention frees can be given back to the volume
+    mode = connection.pragma("journal_mode", "wal")
+    if mode != "wal":
+        message = f"the volume of {path} does not support SQLite's WAL mode (it answered {mode!r}); use a local volume"
+        raise LedgerUnusableError(message)
+    for name, wanted in _PRAGMAS.items():
+        connection.pragma(name, wanted)
+        if (got := pragma(connection, name)) != wanted:
+            message = f"SQLite did not take {name}={wanted} for {path}, it says {got}"
+            raise LedgerUnusableError(message)
+
+
+def _unusable_volume(path: Path, error: OSError) -> LedgerUnusableError:
+    return LedgerUnusableError(f"the ledger {path} cannot be written: {error.strerror or error}; look at LEDGER_PATH")
+
+
+def _file_system_of(path: Path) -> str | None:
+    """The type of file system that `path` lies on, where the machine tells (Linux); else None."""
+    try:
+        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    resolved = path.resolve()
+    best, kind = -1, None
+    for line in mounts:
+        _, mount_point, file_system, *_ = line.split(" ")
+        # Mount points write a space as \040.
+        point = Path(mount_point.encode("ascii", "backslashreplace").decode("unicode_escape"))
+        if resolved.is_relative_to(point) and len(point.parts) >= best:
+            best, kind = len(point.parts), file_system
+    return kind

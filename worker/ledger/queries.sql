@@ -1,0 +1,301 @@
+-- Every statement of the ledger, by name. worker/ledger/session.py loads them; a test prepares each one against the schema.
+
+-- name: dataset_id
+SELECT id FROM dataset WHERE name = :name
+
+-- name: add_dataset
+INSERT INTO dataset (name) VALUES (:name) RETURNING id
+
+-- name: scope_id
+SELECT id FROM scope WHERE tag = :tag
+
+-- name: record_scope
+INSERT INTO scope (tag, name, account_tag, account_name, plan, first_seen_at)
+VALUES (:tag, :name, :account_tag, :account_name, :plan, :now)
+ON CONFLICT (tag) DO UPDATE SET
+    name = excluded.name, account_tag = excluded.account_tag, account_name = excluded.account_name,
+    plan = excluded.plan, gone_at = NULL
+WHERE (name, account_tag, account_name, plan, gone_at)
+    IS NOT (excluded.name, excluded.account_tag, excluded.account_name, excluded.plan, NULL)
+
+-- name: present_scopes
+SELECT tag, name, account_tag, account_name, plan FROM scope WHERE gone_at IS NULL ORDER BY name, tag
+
+-- name: scope_gone
+UPDATE scope SET gone_at = :now WHERE tag = :tag
+
+-- name: end_of_other_widths
+SELECT max(start + width_seconds) FROM bucket
+WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds != :width_seconds
+
+-- name: expect
+INSERT INTO expectation (dataset_id, scope_id, width_seconds, from_start)
+VALUES (:dataset_id, :scope_id, :width_seconds, :from_start)
+ON CONFLICT DO NOTHING
+
+-- name: expected_from
+SELECT from_start FROM expectation
+WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds
+
+-- name: settled_starts
+SELECT start FROM bucket
+WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds AND start >= :since
+UNION ALL
+SELECT start FROM hole
+WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds AND start >= :since
+    AND reason = 'expired'
+
+-- name: series_id
+SELECT id FROM series WHERE labels = ?
+
+-- name: series_labels
+SELECT labels FROM series WHERE id = ?
+
+-- name: add_series
+INSERT INTO series (labels) VALUES (?) RETURNING id
+
+-- name: add_bucket
+INSERT INTO bucket
+    (dataset_id, scope_id, width_seconds, start, timestamp_ms, captured_at, series_ids, sample_values, checksum)
+VALUES
+    (:dataset_id, :scope_id, :width_seconds, :start, :timestamp_ms, :captured_at, :series_ids, :sample_values, :checksum)
+ON CONFLICT DO NOTHING
+RETURNING id
+
+-- name: captured_content
+SELECT id, series_ids, sample_values FROM bucket
+WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds AND start = :start
+
+-- name: close_hole
+DELETE FROM hole
+WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds AND start = :start
+
+-- name: record_hole
+INSERT INTO hole (dataset_id, scope_id, width_seconds, start, reason, detail, attempts, attempted_at)
+SELECT :dataset_id, :scope_id, :width_seconds, :start, :reason, :detail, 1, :now
+WHERE NOT EXISTS (
+    SELECT 1 FROM bucket
+    WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds AND start = :start
+)
+ON CONFLICT DO UPDATE SET
+    reason = excluded.reason, detail = excluded.detail, attempts = attempts + 1, attempted_at = excluded.attempted_at
+
+-- name: record_drift
+INSERT INTO drift (bucket_id, seen_at, samples_differing) VALUES (:bucket_id, :now, :samples_differing)
+ON CONFLICT DO UPDATE SET seen_at = excluded.seen_at, samples_differing = excluded.samples_differing
+
+-- name: present_destinations
+SELECT id, strict FROM destination WHERE gone_at IS NULL
+
+-- name: all_destinations
+SELECT id, name, strict, gone_at FROM destination
+
+-- name: destination_id
+SELECT id FROM destination WHERE name = :name
+
+-- name: record_destination
+INSERT INTO destination (name, strict) VALUES (:name, :strict)
+ON CONFLICT (name) DO UPDATE SET strict = excluded.strict, gone_at = NULL
+RETURNING id
+
+-- name: destination_gone
+UPDATE destination SET gone_at = :now WHERE id = :id
+
+-- name: queue_places
+SELECT bucket_id, start, window_end FROM delivery WHERE destination_id = :destination_id AND state = 'pending'
+
+-- name: move_in_queue
+UPDATE delivery SET segment = :segment WHERE bucket_id = :bucket_id AND destination_id = :destination_id
+
+-- name: buckets_ended_since
+SELECT id, scope_id, width_seconds, start, length(sample_values) / 8 FROM bucket
+WHERE start + width_seconds >= :since AND length(sample_values) > 0
+
+-- name: enqueue
+INSERT INTO delivery (bucket_id, destination_id, state, segment, scope_id, start, window_end, sample_count)
+VALUES (:bucket_id, :destination_id, 'pending', :segment, :scope_id, :start, :window_end, :sample_count)
+ON CONFLICT DO NOTHING
+
+-- name: pending
+SELECT
+    delivery.segment, bucket.id, bucket.dataset_id, bucket.scope_id, bucket.width_seconds, bucket.start,
+    bucket.timestamp_ms, bucket.series_ids, bucket.sample_values, bucket.checksum
+FROM delivery CROSS JOIN bucket ON bucket.id = delivery.bucket_id
+WHERE delivery.destination_id = (SELECT id FROM destination WHERE name = :destination)
+    AND delivery.state = 'pending'
+    AND (delivery.segment, delivery.scope_id, delivery.start, delivery.bucket_id)
+        > (:segment, :scope_id, :start, :bucket_id)
+ORDER BY delivery.segment, delivery.scope_id, delivery.start, delivery.bucket_id
+
+-- name: acknowledge
+UPDATE delivery SET state = 'acknowledged', decided_at = :now, status = NULL, reason = NULL
+WHERE bucket_id = :bucket_id AND destination_id = :destination_id
+
+-- name: decide_against
+UPDATE delivery SET state = :state, decided_at = :now, status = :status, reason = :reason
+WHERE bucket_id = :bucket_id AND destination_id = :destination_id
+
+-- name: expire
+UPDATE delivery SET state = 'expired', decided_at = :now, reason = :reason
+WHERE state = 'pending' AND window_end < :ended_before AND job_id IS NULL
+
+-- name: prune_buckets
+DELETE FROM bucket WHERE id IN (
+    SELECT bucket.id FROM bucket
+    WHERE bucket.start < :ended_before AND bucket.start + bucket.width_seconds < :ended_before
+        AND NOT EXISTS (
+            SELECT 1 FROM delivery JOIN destination ON destination.id = delivery.destination_id
+            WHERE delivery.bucket_id = bucket.id AND delivery.state = 'pending' AND destination.gone_at IS NULL
+        )
+    ORDER BY bucket.start
+    LIMIT :most
+)
+
+-- name: prune_holes
+DELETE FROM hole WHERE start + width_seconds < :ended_before
+
+-- name: prove_writable
+UPDATE destination SET name = name WHERE id = (SELECT min(id) FROM destination)
+
+-- name: add_job
+INSERT INTO job (kind, arguments, reason, asked_by, asked_at, state)
+VALUES (:kind, :arguments, :reason, :asked_by, :now, 'asked')
+RETURNING id
+
+-- name: job
+SELECT id, kind, arguments, reason, asked_by, asked_at, state, finished_at, result FROM job WHERE id = :id
+
+-- name: newest_jobs
+SELECT id, kind, arguments, reason, asked_by, asked_at, state, finished_at, result FROM job ORDER BY id DESC LIMIT :most
+
+-- name: oldest_asked_job
+SELECT id, kind, arguments, reason, asked_by, asked_at, state, finished_at, result FROM job
+WHERE state = 'asked' ORDER BY id LIMIT 1
+
+-- name: finish_job
+UPDATE job SET state = :state, finished_at = :now, result = :result WHERE id = :id
+
+-- name: resend_buckets
+SELECT
+    bucket.id, destination.id, destination.strict, bucket.scope_id, bucket.width_seconds, bucket.start,
+    length(bucket.sample_values) / 8
+FROM bucket
+JOIN scope ON scope.id = bucket.scope_id
+JOIN dataset ON dataset.id = bucket.dataset_id
+JOIN destination ON destination.gone_at IS NULL
+WHERE bucket.start >= :since AND bucket.start < :until AND length(bucket.sample_values) > 0
+    AND (:zones = '[]' OR EXISTS (SELECT 1 FROM json_each(:zones) WHERE value IN (scope.name, scope.tag)))
+    AND (:datasets = '[]' OR dataset.name IN (SELECT value FROM json_each(:datasets)))
+    AND (:destinations = '[]' OR destination.name IN (SELECT value FROM json_each(:destinations)))
+
+-- name: resend_plan
+SELECT
+    destination.name, coalesce(delivery.state, 'never queued') AS state, count(*), sum(length(bucket.sample_values) / 8)
+FROM bucket
+JOIN scope ON scope.id = bucket.scope_id
+JOIN dataset ON dataset.id = bucket.dataset_id
+JOIN destination ON destination.gone_at IS NULL
+LEFT JOIN delivery ON delivery.bucket_id = bucket.id AND delivery.destination_id = destination.id
+WHERE bucket.start >= :since AND bucket.start < :until AND length(bucket.sample_values) > 0
+    AND (:zones = '[]' OR EXISTS (SELECT 1 FROM json_each(:zones) WHERE value IN (scope.name, scope.tag)))
+    AND (:datasets = '[]' OR dataset.name IN (SELECT value FROM json_each(:datasets)))
+    AND (:destinations = '[]' OR destination.name IN (SELECT value FROM json_each(:destinations)))
+GROUP BY destination.name, state
+ORDER BY destination.name, state
+
+-- name: enqueue_again
+INSERT INTO delivery (bucket_id, destination_id, state, segment, scope_id, start, window_end, sample_count, job_id)
+VALUES (:bucket_id, :destination_id, 'pending', :segment, :scope_id, :start, :window_end, :sample_count, :job_id)
+ON CONFLICT DO UPDATE SET
+    state = 'pending', segment = excluded.segment, job_id = excluded.job_id, decided_at = NULL, status = NULL, reason = NULL
+
+-- name: backlogs
+SELECT destination.name, count(delivery.bucket_id), coalesce(sum(delivery.sample_count), 0), min(delivery.window_end)
+FROM destination
+LEFT JOIN delivery ON delivery.destination_id = destination.id AND delivery.state = 'pending'
+WHERE destination.gone_at IS NULL
+GROUP BY destination.id
+ORDER BY destination.name
+
+-- name: delivery_counts
+SELECT destination.name, delivery.state, count(*), destination.gone_at IS NOT NULL
+FROM delivery JOIN destination ON destination.id = delivery.destination_id
+GROUP BY destination.id, delivery.state
+ORDER BY destination.name, delivery.state
+
+-- name: undelivered
+SELECT destination.name, delivery.state, count(*), max(delivery.decided_at), delivery.status, coalesce(delivery.reason, '')
+FROM delivery JOIN destination ON destination.id = delivery.destination_id
+WHERE delivery.state IN ('refused', 'expired', 'damaged')
+GROUP BY destination.id, delivery.state
+ORDER BY destination.name, delivery.state
+
+-- name: scope_reports
+WITH reach AS (
+    SELECT
+        expectation.dataset_id, expectation.scope_id, expectation.width_seconds,
+        max(expectation.from_start,
+            (:since + expectation.width_seconds - 1) / expectation.width_seconds * expectation.width_seconds) AS first_start,
+        min(:final_until, coalesce(scope.gone_at, :final_until))
+            / expectation.width_seconds * expectation.width_seconds AS after_last
+    FROM expectation JOIN scope ON scope.id = expectation.scope_id
+)
+SELECT
+    dataset.name, scope.tag, scope.name, scope.account_name, reach.width_seconds, scope.gone_at IS NOT NULL,
+    max(0, (reach.after_last - reach.first_start) / reach.width_seconds),
+    (
+        SELECT count(*) FROM bucket
+        WHERE bucket.dataset_id = reach.dataset_id AND bucket.scope_id = reach.scope_id
+            AND bucket.width_seconds = reach.width_seconds
+            AND bucket.start >= reach.first_start AND bucket.start < reach.after_last
+    ),
+    (
+        SELECT count(*) FROM bucket
+        WHERE bucket.dataset_id = reach.dataset_id AND bucket.scope_id = reach.scope_id
+            AND bucket.width_seconds = reach.width_seconds
+            AND bucket.start >= reach.first_start AND bucket.start < reach.after_last
+            AND NOT EXISTS (
+                SELECT 1 FROM destination
+                LEFT JOIN delivery ON delivery.bucket_id = bucket.id AND delivery.destination_id = destination.id
+                WHERE destination.gone_at IS NULL AND delivery.state IS NOT 'acknowledged'
+                    AND length(bucket.sample_values) > 0
+            )
+    ),
+    (
+        SELECT max(bucket.start) + reach.width_seconds FROM bucket
+        WHERE bucket.dataset_id = reach.dataset_id AND bucket.scope_id = reach.scope_id
+            AND bucket.width_seconds = reach.width_seconds
+    ),
+    (
+        SELECT hole.reason FROM hole
+        WHERE hole.dataset_id = reach.dataset_id AND hole.scope_id = reach.scope_id
+            AND hole.width_seconds = reach.width_seconds AND hole.start >= reach.first_start
+        ORDER BY hole.start DESC LIMIT 1
+    ),
+    (
+        SELECT hole.detail FROM hole
+        WHERE hole.dataset_id = reach.dataset_id AND hole.scope_id = reach.scope_id
+            AND hole.width_seconds = reach.width_seconds AND hole.start >= reach.first_start
+        ORDER BY hole.start DESC LIMIT 1
+    )
+FROM reach
+JOIN dataset ON dataset.id = reach.dataset_id
+JOIN scope ON scope.id = reach.scope_id
+ORDER BY dataset.name, scope.name, scope.tag, reach.width_seconds
+
+-- name: newest_captured
+SELECT dataset.name, max(bucket.start + bucket.width_seconds)
+FROM bucket JOIN dataset ON dataset.id = bucket.dataset_id
+WHERE bucket.start >= (SELECT max(start) FROM bucket) - 2 * 86400
+GROUP BY dataset.id
+
+-- name: hole_counts
+SELECT dataset.name, hole.reason, count(*)
+FROM hole JOIN dataset ON dataset.id = hole.dataset_id
+WHERE hole.start >= :since
+GROUP BY dataset.id, hole.reason
+
+-- name: drifted_buckets
+SELECT dataset.name, count(*)
+FROM drift JOIN bucket ON bucket.id = drift.bucket_id JOIN dataset ON dataset.id = bucket.dataset_id
+GROUP BY dataset.id

@@ -1,0 +1,113 @@
+"""Verbs that only look: what the status, the metrics and the commands show."""
+
+from dataclasses import dataclass
+
+from worker.ledger.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What is pending at one destination.
+
+    oldest_end: end of the oldest pending window, unix seconds; None when nothing is pending.
+    """
+
+    destination: str
+    buckets: int
+    samples: int
+    oldest_end: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryCount:
+    """How many buckets of a destination are in one state; `gone`: the configuration does not name it any more."""
+
+    destination: str
+    state: str
+    buckets: int
+    gone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeReport:
+    """One dataset of one scope over a stretch of time. Starts and ends are unix seconds.
+
+    expected:     windows that were final in that stretch.
+    captured:     of those, how many have a bucket.
+    acknowledged: of those, how many every configured destination has acknowledged.
+    newest_end:   end of the newest captured window, None without any.
+    reason:       why the newest hole is one; None without holes.
+    """
+
+    dataset: str
+    tag: str
+    name: str
+    account_name: str
+    width_seconds: int
+    gone: bool
+    expected: int
+    captured: int
+    acknowledged: int
+    newest_end: int | None
+    reason: str | None
+    detail: str | None
+
+    @property
+    def missing(self) -> int:
+        """Expected windows without a bucket."""
+        return max(0, self.expected - self.captured)
+
+
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """Buckets of one destination that were decided against, with one of the reasons given."""
+
+    destination: str
+    state: str
+    buckets: int
+    newest_at: int
+    status: int | None
+    reason: str
+
+
+def backlogs(session: Session) -> tuple[Backlog, ...]:
+    """The backlog of every configured destination, by name."""
+    return tuple(Backlog(*row) for row in session.rows("backlogs"))
+
+
+def delivery_counts(session: Session) -> tuple[DeliveryCount, ...]:
+    """How many buckets are in which state at which destination."""
+    return tuple(
+        DeliveryCount(destination, state, buckets, bool(gone))
+        for destination, state, buckets, gone in session.rows("delivery_counts")
+    )
+
+
+def undelivered(session: Session) -> tuple[Undelivered, ...]:
+    """What was refused, expired or damaged, per destination and state."""
+    return tuple(Undelivered(*row) for row in session.rows("undelivered"))
+
+
+def scope_reports(session: Session, *, since: float, final_until: float) -> tuple[ScopeReport, ...]:
+    """Every dataset of every scope over the windows that start at or after `since` and ended by `final_until`."""
+    return tuple(
+        ScopeReport(dataset, tag, name, account, width, bool(gone), *rest)
+        for dataset, tag, name, account, width, gone, *rest in session.rows(
+            "scope_reports", since=int(since), final_until=int(final_until)
+        )
+    )
+
+
+def newest_captured(session: Session) -> dict[str, int]:
+    """The end of the newest captured window of every dataset, unix seconds."""
+    return dict(session.rows("newest_captured"))
+
+
+def hole_counts(session: Session, *, since: float) -> dict[tuple[str, str], int]:
+    """How many windows at or after `since` have no bucket although they were asked for, by (dataset, reason)."""
+    return {(dataset, reason): count for dataset, reason, count in session.rows("hole_counts", since=int(since))}
+
+
+def drifted_buckets(session: Session) -> dict[str, int]:
+    """How many captured buckets of each dataset Cloudflare later answered differently for."""
+    return dict(session.rows("drifted_buckets"))

@@ -1,0 +1,119 @@
+"""What a verb of the ledger works with: the connection, the statements, and the numbers of the series.
+
+A session belongs to one thread. Verbs are functions that take it as their first argument; `worker.ledger.ledger` runs
+each of them inside one transaction.
+"""
+
+from array import array
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from itertools import islice
+from types import MappingProxyType
+from typing import TypeAlias
+
+import apsw
+
+from worker.ledger.packing import SERIES_ID_TYPE
+
+Value: TypeAlias = int | float | str | bytes | None
+"""What a column of SQLite may hold."""
+
+# A label block of 150 bytes with its two dictionary entries takes about 400 bytes: 100,000 of them stay at 40 MB.
+# More series than that work too; the ones remembered first are then looked up in the file again.
+_MAX_CACHED_SERIES = 100_000
+
+
+def _load_queries() -> MappingProxyType[str, str]:
+    """The statements of queries.sql by the name in the `-- name:` line above each."""
+    text = resources.files("worker.ledger").joinpath("queries.sql").read_text(encoding="utf-8")
+    queries: dict[str, str] = {}
+    for block in text.split("-- name: ")[1:]:
+        name, _, statement = block.partition("\n")
+        if queries.setdefault(name.strip(), statement.strip()) != statement.strip():
+            message = f"queries.sql names {name.strip()} twice"
+            raise ValueError(message)
+    return MappingProxyType(queries)
+
+
+QUERIES = _load_queries()
+
+
+class SeriesIndex:
+    """Label blocks to numbers and back, remembered within bounds."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._id_of: dict[bytes, int] = {}
+        self._block_of: dict[int, bytes] = {}
+
+    def ids(self, blocks: Sequence[bytes]) -> "array[int]":
+        """The numbers of these label blocks, in order; a block that was never seen gets one."""
+        known = self._id_of
+        try:
+            return array(SERIES_ID_TYPE, [known[block] for block in blocks])
+        except KeyError:
+            return array(SERIES_ID_TYPE, [known.get(block) or self._look_up_or_add(block) for block in blocks])
+
+    def blocks(self, ids: Iterable[int]) -> dict[int, bytes]:
+        """The label blocks of these numbers."""
+        known = self._block_of
+        return {number: known.get(number) or self._look_up(number) for number in ids}
+
+    def forget(self) -> None:
+        """Drop what is remembered: after a rollback some of it is not in the file."""
+        self._id_of.clear()
+        self._block_of.clear()
+
+    def _look_up_or_add(self, block: bytes) -> int:
+        number = self._connection.execute(QUERIES["series_id"], (block,)).get
+        if number is None:
+            number = self._connection.execute(QUERIES["add_series"], (block,)).get
+        return self._remember(number, block)[0]
+
+    def _look_up(self, number: int) -> bytes:
+        return self._remember(number, self._connection.execute(QUERIES["series_labels"], (number,)).get)[1]
+
+    def _remember(self, number: int, block: bytes) -> tuple[int, bytes]:
+        if len(self._id_of) >= _MAX_CACHED_SERIES:
+            for old in list(islice(self._id_of, _MAX_CACHED_SERIES // 4)):
+                self._block_of.pop(self._id_of.pop(old), None)
+        self._id_of[block] = number
+        self._block_of[number] = block
+        return number, block
+
+
+class Session:
+    """One connection with its series."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self.series = SeriesIndex(connection)
+
+    def rows(self, query: str, **bindings: Value) -> apsw.Cursor:
+        """Run a named statement and iterate over its rows."""
+        return self._connection.execute(QUERIES[query], bindings)
+
+    def value(self, query: str, **bindings: Value) -> Value:
+        """The only value of a named statement, or None when it has no row."""
+        value: Value = self._connection.execute(QUERIES[query], bindings).get
+        return value
+
+    def number(self, query: str, **bindings: Value) -> int:
+        """The only value of a named statement that yields an integer; no row and NULL count as 0."""
+        value = self.value(query, **bindings)
+        return value if isinstance(value, int) else 0
+
+    def many(self, query: str, rows: Iterable[dict[str, Value]]) -> int:
+        """Run a named statement for every row; return how many rows of the file it changed."""
+        before = self._connection.total_changes()
+        self._connection.executemany(QUERIES[query], rows)
+        return self._connection.total_changes() - before
+
+    def change(self, query: str, **bindings: Value) -> int:
+        """Run a named statement; return how many rows of the file it changed."""
+        return self.many(query, (bindings,))
+
+    def pragma(self, name: str, value: int | None = None) -> int:
+        """Set or read a pragma that answers a number."""
+        answer = self._connection.pragma(name) if value is None else self._connection.pragma(name, value)
+        return answer if isinstance(answer, int) else 0

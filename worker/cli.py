@@ -1,8 +1,373 @@
-"""The command line."""
+"""The command line: what a person asks for, handed to the part that does it, and told in a table, JSON or one line.
+
+Owns the names of commands and options, the exit codes, and how results look on a terminal. Decides nothing else.
+
+Exit codes: 0 done; 1 unexpected failure; 2 bad usage or configuration; 3 done, but something is still pending, refused
+or missing; 4 another worker holds the ledger; 5 the ledger is damaged or its volume is unusable.
+"""
+
+import asyncio
+import getpass
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, cast
 
 import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from worker import __version__
+from worker.app import Worker, stop_on_signals
+from worker.clock import SystemClock
+from worker.config import Settings, describe, load_settings
+from worker.errors import LedgerHeldError, UsageError, WorkerError
+from worker.health import TokenState, Verdict
+from worker.ledger import (
+    Ledger,
+    Resend,
+    ResendCount,
+    ask_for_resend,
+    job,
+    plan_resend,
+    present_scopes,
+    resent,
+)
+from worker.observe import LogLevel, configure_logging
+from worker.report import Running, report_status
+from worker.status import StatusReport, worst_first
+from worker.times import instant, moment, span
+
+EXIT_INCOMPLETE = 3
+
+# How often a command looks whether the running worker has done what it was asked for.
+_FOLLOW_SECONDS = 0.5
+
+# More rows than a person reads; --json has all.
+_MOST_SCOPES = 50
+
+_config = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="YAML file with settings; an environment variable wins over it.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.group()
-def main() -> None:
-    """Push finalized Cloudflare analytics to Prometheus."""
+class _Group(click.Group):
+    """Turns the worker's own errors into one message and their exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WorkerError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cfrw")
+@click.option(
+    "--resend-since",
+    metavar="WHEN",
+    help="Push captured buckets again from WHEN on: the same as `cfrw resend --since WHEN`.",
+)
+@_config
+@click.pass_context
+def main(ctx: click.Context, resend_since: str | None, config_file: Path | None) -> None:
+    """Finalized Cloudflare analytics, pushed to Prometheus with their own timestamps.
+
+    Settings come from environment variables and from the file that --config names. WHEN is RFC 3339
+    (2026-01-06T03:00:00Z), unix seconds, or a duration ago (90s, 15m, 6h, 3d).
+    """
+    if ctx.invoked_subcommand is not None:
+        if resend_since is not None or config_file is not None:
+            msg = "--resend-since and --config go before no command: write them after it"
+            raise click.UsageError(msg)
+        return
+    if resend_since is not None:
+        ctx.invoke(resend, since=resend_since, config_file=config_file)
+        return
+    click.echo(ctx.get_help())
+
+
+@main.command()
+@_config
+@click.option("--once", is_flag=True, help="Collect all that is due, push all that is pending, and exit.")
+def run(config_file: Path | None, *, once: bool) -> None:
+    """Collect, push and serve until SIGTERM."""
+    settings = _settings(config_file)
+    _start_logging(settings)
+    complete = asyncio.run(_run_once(settings) if once else _run(settings))
+    if not complete:
+        click.echo("done, but something is still pending, refused or missing: `cfrw status` shows it", err=True)
+        sys.exit(EXIT_INCOMPLETE)
+
+
+async def _run(settings: Settings) -> bool:
+    stopping = asyncio.Event()
+    with stop_on_signals(stopping):
+        async with Worker(settings, SystemClock()) as worker:
+            await worker.run(stopping)
+    return True
+
+
+async def _run_once(settings: Settings) -> bool:
+    stopping = asyncio.Event()
+    with stop_on_signals(stopping):
+        async with Worker(settings, SystemClock(), once=True) as worker:
+            await worker.run_once(stopping)
+            return is_complete(await worker.status())
+
+
+@main.command()
+@_config
+@click.option("--config-only", is_flag=True, help="Look at the configuration only; send no request.")
+@_json
+def check(config_file: Path | None, *, config_only: bool, as_json: bool) -> None:
+    """Say whether this set-up is sound."""
+    if not config_only:
+        msg = "this version checks the configuration only: add --config-only"
+        raise UsageError(msg)
+    settings = _settings(config_file)
+    rows = describe(settings)
+    if as_json:
+        _print_json(dict(rows))
+        return
+    table = Table("setting", "value", title="The configuration is sound")
+    for name, value in rows:
+        table.add_row(name, value)
+    Console().print(table)
+
+
+@main.command()
+@_config
+@_json
+def status(config_file: Path | None, *, as_json: bool) -> None:
+    """Show the ledger: newest buckets, backlog, and holes with their reasons."""
+    settings = _settings(config_file)
+    report = asyncio.run(_read_status(settings))
+    if as_json:
+        _print_json(report)
+    else:
+        print_status(report, Console())
+    if not is_complete(report):
+        sys.exit(EXIT_INCOMPLETE)
+
+
+async def _read_status(settings: Settings) -> StatusReport:
+    ledger = Ledger.open_read_only(settings.ledger.path)
+    try:
+        unknown = Running(readiness=Verdict(ok=True, problems=()), token=TokenState.UNKNOWN, budgets=(), exchanges={})
+        return worst_first(await report_status(ledger, settings, SystemClock().now(), unknown))
+    finally:
+        await ledger.close()
+
+
+@main.command()
+@_config
+@click.option("--since", required=True, metavar="WHEN", help="Windows that start at WHEN or later.")
+@click.option("--until", metavar="WHEN", help="Windows that start before WHEN; now by default.")
+@click.option("--zone", "zones", multiple=True, metavar="ZONE", help="Only this zone (name or id); repeatable.")
+@click.option("--dataset", "datasets", multiple=True, metavar="DATASET", help="Only this dataset; repeatable.")
+@click.option("--destination", "destinations", multiple=True, metavar="NAME", help="Only there; repeatable.")
+@click.option("--dry-run", is_flag=True, help="Show what would be sent; change nothing.")
+@click.option("--reason", metavar="TEXT", help="Why, for the journal; the command line by default.")
+@_json
+def resend(
+    *,
+    since: str,
+    config_file: Path | None = None,
+    until: str | None = None,
+    zones: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    destinations: Sequence[str] = (),
+    reason: str | None = None,
+    dry_run: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Push captured buckets again, refused and expired ones included.
+
+    Nothing is fetched from Cloudflare: what the ledger holds is sent with the same timestamps and values as before.
+    A running worker does it; without one, this command does it itself.
+    """
+    settings = _settings(config_file)
+    now = SystemClock().now()
+    wanted = Resend(
+        since=int(_when("--since", since, now)),
+        until=int(now if until is None else _when("--until", until, now)),
+        zones=tuple(zones),
+        datasets=tuple(datasets),
+        destinations=tuple(destinations),
+    )
+    if wanted.since >= wanted.until:
+        msg = f"nothing lies between --since {instant(wanted.since)} and --until {instant(wanted.until)}"
+        raise UsageError(msg)
+    plan = asyncio.run(_plan(settings, wanted))
+    if not as_json:
+        _print_counts("Would be sent again" if dry_run else "To be sent again", plan)
+    if dry_run:
+        if as_json:
+            _print_json(plan)
+        return
+    _start_logging(settings)
+    outcome = asyncio.run(_resend(settings, wanted, reason or shlex.join(["cfrw", *sys.argv[1:]])))
+    if as_json:
+        _print_json(outcome)
+    else:
+        _print_counts("Sent again", outcome)
+    if any(count.state != "acknowledged" for count in outcome):
+        sys.exit(EXIT_INCOMPLETE)
+
+
+async def _plan(settings: Settings, wanted: Resend) -> tuple[ResendCount, ...]:
+    """What a resend would send, after a look at whether what it names exists."""
+    ledger = Ledger.open_read_only(settings.ledger.path)
+    try:
+        known = [name for scope in await ledger.read(present_scopes) for name in (scope.name, scope.tag)]
+        _require_known("--zone", wanted.zones, known)
+        _require_known("--dataset", wanted.datasets, settings.cloudflare.datasets)
+        _require_known("--destination", wanted.destinations, [each.name for each in settings.destinations])
+        return await ledger.read(plan_resend, wanted)
+    finally:
+        await ledger.close()
+
+
+async def _resend(settings: Settings, wanted: Resend, reason: str) -> tuple[ResendCount, ...]:
+    asked_by = f"{getpass.getuser()}@{socket.gethostname()}"
+    clock = SystemClock()
+    stopping = asyncio.Event()
+    try:
+        worker = Worker(settings, clock, once=True)
+    except LedgerHeldError:
+        return await _resend_by_running_worker(settings, wanted, reason, asked_by)
+    with stop_on_signals(stopping):
+        async with worker:
+            number = await worker.ledger.write(
+                ask_for_resend, wanted, reason=reason, asked_by=asked_by, now=clock.now()
+            )
+            await worker.push_once(stopping)
+            return await worker.ledger.read(resent, number)
+
+
+async def _resend_by_running_worker(
+    settings: Settings, wanted: Resend, reason: str, asked_by: str
+) -> tuple[ResendCount, ...]:
+    """Ask the worker that holds the ledger, and follow it until everything is decided. Ctrl-C only stops following."""
+    clock = SystemClock()
+    ledger = Ledger.open_to_ask(settings.ledger.path)
+    try:
+        number = await ledger.write(ask_for_resend, wanted, reason=reason, asked_by=asked_by, now=clock.now())
+        click.echo(f"asked the running worker (repair {number}); Ctrl-C stops watching, not the repair", err=True)
+        while True:
+            asked = await ledger.read(job, number)
+            counts = await ledger.read(resent, number)
+            if asked is not None and asked.queued is not None and not any(each.state == "pending" for each in counts):
+                return counts
+            await clock.sleep(_FOLLOW_SECONDS)
+    finally:
+        await ledger.close()
+
+
+def is_complete(report: StatusReport) -> bool:
+    """Whether everything that is due was captured and everything captured was acknowledged."""
+    return not any(scope.missing for scope in report.scopes) and not any(
+        each.pending_buckets or each.refused_buckets or each.expired_buckets or each.damaged_buckets
+        for each in report.destinations
+    )
+
+
+def print_status(report: StatusReport, console: Console) -> None:
+    """The report as two tables."""
+    deliveries = Table(
+        "destination", "pending samples", "oldest pending", "acknowledged", "refused", "expired", "damaged", "problem"
+    )
+    for each in report.destinations:
+        oldest = "-" if each.oldest_pending_end is None else span(report.now - each.oldest_pending_end)
+        deliveries.add_row(
+            each.name,
+            f"{each.pending_samples:,}",
+            oldest,
+            f"{each.acknowledged_buckets:,}",
+            f"{each.refused_buckets:,}",
+            f"{each.expired_buckets:,}",
+            f"{each.damaged_buckets:,}",
+            each.last_failure or "",
+        )
+    scopes = Table("zone", "dataset", "newest window ends", "captured", "expected", "missing", "reason")
+    for scope in report.scopes[:_MOST_SCOPES]:
+        scopes.add_row(
+            scope.name,
+            scope.dataset,
+            "-" if scope.newest_window_end is None else instant(scope.newest_window_end),
+            f"{scope.captured:,}",
+            f"{scope.expected:,}",
+            f"{scope.missing:,}",
+            scope.reason or "",
+        )
+    console.print(f"ledger {report.ledger.path}: {report.ledger.size_bytes:,} of {report.ledger.max_bytes:,} bytes")
+    console.print(deliveries)
+    console.print(scopes)
+    if (hidden := report.scope_count - _MOST_SCOPES) > 0:
+        console.print(f"{hidden:,} more are not shown: --json has all")
+
+
+def _print_counts(title: str, counts: Sequence[ResendCount]) -> None:
+    table = Table("destination", "state", "buckets", "samples", title=title)
+    for count in counts:
+        table.add_row(count.destination, count.state, f"{count.buckets:,}", f"{count.samples:,}")
+    Console().print(table if counts else f"{title}: nothing")
+
+
+def _settings(config_file: Path | None) -> Settings:
+    return load_settings(config_file, os.environ)
+
+
+def _start_logging(settings: Settings) -> None:
+    level = cast(LogLevel, settings.log.level.upper())
+    configure_logging(level, settings.log.format, _secrets(settings))
+
+
+def _secrets(settings: Settings) -> Iterator[str]:
+    """Every secret of the configuration, in every form in which a library might print it."""
+    yield settings.cloudflare.api_token.get_secret_value()
+    for destination in settings.destinations:
+        yield from (value.get_secret_value() for value in destination.headers.values())
+        if destination.bearer_token is not None:
+            yield destination.bearer_token.get_secret_value()
+        if destination.basic_auth is not None:
+            password = destination.basic_auth.password.get_secret_value()
+            yield password
+            yield f"{destination.basic_auth.username}:{password}"
+
+
+def _when(option: str, text: str, now: float) -> float:
+    try:
+        when = moment(text, now)
+    except ValueError as error:
+        msg = f"{option}: {error}"
+        raise UsageError(msg) from None
+    if when > now:
+        msg = f"{option} {instant(when)} is in the future"
+        raise UsageError(msg)
+    return when
+
+
+def _require_known(option: str, given: Sequence[str], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            msg = f"{option} {name} is not known{hint}"
+            raise UsageError(msg)
+
+
+def _print_json(value: object) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())

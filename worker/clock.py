@@ -53,15 +53,20 @@ class ScaledClock:
         await asyncio.sleep(max(0.0, seconds) / self._speed)
 
 
-async def wait_for_event(clock: Clock, event: asyncio.Event, timeout_seconds: float) -> bool:
-    """Wait until `event` is set or `timeout_seconds` have passed on `clock`; tell whether it was set."""
-    if event.is_set():
+async def wait_for_any(clock: Clock, timeout_seconds: float, *events: asyncio.Event) -> bool:
+    """Wait until one of the events is set or `timeout_seconds` have passed on `clock`; tell whether one was set."""
+    if any(event.is_set() for event in events):
         return True
-    waiter = asyncio.ensure_future(event.wait())
-    timer = asyncio.ensure_future(clock.sleep(timeout_seconds))
+    timer = asyncio.ensure_future(_sleep(clock, timeout_seconds))
+    waiters = [asyncio.ensure_future(event.wait()) for event in events]
     try:
-        await asyncio.wait((waiter, timer), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((timer, *waiters), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        waiter.cancel()
-        timer.cancel()
-    return event.is_set()
+        for task in (timer, *waiters):
+            task.cancel()
+    return any(event.is_set() for event in events)
+
+
+async def _sleep(clock: Clock, seconds: float) -> bool:
+    await clock.sleep(seconds)
+    return False

@@ -1,0 +1,44 @@
+"""Cloudflare's side of the worker: which analytics exist, how they are asked for, and what the answers mean.
+
+`CloudflareApi` is the way in. Everything that a caller has to do with is listed here; whatever goes wrong on the way is
+a value (`Failed`, `ApiFailure`, `TokenRefused`, ...), never an exception.
+"""
+
+from worker.cloudflare.api import CloudflareApi
+from worker.cloudflare.catalogue import DATASETS, Breakdown, Dataset, Grain, Metric, Total
+from worker.cloudflare.client import OnRequest
+from worker.cloudflare.decode import Samples
+from worker.cloudflare.discovery import TokenAccepted, TokenCheck, TokenRefused, TokenUnknown, Unmatched, ZoneList
+from worker.cloudflare.errors import ApiFailure, ErrorKind
+from worker.cloudflare.fetch import Answered, Failed, ZoneAnswer
+from worker.cloudflare.query import WINDOWS_PER_QUERY, ZONES_PER_QUERY
+from worker.cloudflare.quota import Api, Quota
+from worker.cloudflare.zone import Zone
+
+__all__ = [
+    "DATASETS",
+    "WINDOWS_PER_QUERY",
+    "ZONES_PER_QUERY",
+    "Answered",
+    "Api",
+    "ApiFailure",
+    "Breakdown",
+    "CloudflareApi",
+    "Dataset",
+    "ErrorKind",
+    "Failed",
+    "Grain",
+    "Metric",
+    "OnRequest",
+    "Quota",
+    "Samples",
+    "TokenAccepted",
+    "TokenCheck",
+    "TokenRefused",
+    "TokenUnknown",
+    "Total",
+    "Unmatched",
+    "Zone",
+    "ZoneAnswer",
+    "ZoneList",
+]

@@ -30,6 +30,7 @@ from worker.ledger.repairs import (
     job,
     jobs,
     plan_resend,
+    resent,
 )
 from worker.ledger.report import (
     Backlog,
@@ -85,6 +86,7 @@ __all__ = [
     "record_scopes",
     "refuse",
     "register_destinations",
+    "resent",
     "room",
     "scope_reports",
     "set_aside",

@@ -15,7 +15,7 @@ from typing import Concatenate, Literal, ParamSpec, Self, TypeVar
 
 import apsw
 
-from worker.ledger.file import LedgerLock, open_to_read, open_to_write, translated_errors
+from worker.ledger.file import LedgerLock, open_to_ask, open_to_read, open_to_write, translated_errors
 from worker.ledger.session import Session
 
 P = ParamSpec("P")
@@ -52,6 +52,11 @@ class Ledger:
         """Read the ledger at `path`, also while a worker holds it. `write` is refused by SQLite."""
         return cls(path, open_to_read(path), None)
 
+    @classmethod
+    def open_to_ask(cls, path: Path) -> Self:
+        """Add to the journal of a ledger that a running worker holds, and watch what becomes of it; nothing else."""
+        return cls(path, open_to_ask(path), None)
+
     async def write(self, verb: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a verb in a transaction; when this returns, what it wrote is on disk."""
         return await self._in_thread(lambda: self._transact("IMMEDIATE", verb, *args, **kwargs))
@@ -70,6 +75,13 @@ class Ledger:
         """Wake everybody who listens."""
         for event in self._listeners:
             event.set()
+
+    def log_bytes(self) -> int:
+        """The size of the write-ahead log, which is not yet part of the database file."""
+        try:
+            return self.path.with_name(self.path.name + "-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
 
     async def close(self) -> None:
         """Move the write-ahead log into the file, close it and release the lock. Closing twice is allowed."""

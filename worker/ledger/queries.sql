@@ -203,6 +203,13 @@ WHERE bucket.start >= :since AND bucket.start < :until AND length(bucket.sample_
 GROUP BY destination.name, state
 ORDER BY destination.name, state
 
+-- name: resent
+SELECT destination.name, delivery.state, count(*), sum(delivery.sample_count)
+FROM delivery JOIN destination ON destination.id = delivery.destination_id
+WHERE delivery.job_id = :job_id
+GROUP BY destination.name, delivery.state
+ORDER BY destination.name, delivery.state
+
 -- name: enqueue_again
 INSERT INTO delivery (bucket_id, destination_id, state, segment, scope_id, start, window_end, sample_count, job_id)
 VALUES (:bucket_id, :destination_id, 'pending', :segment, :scope_id, :start, :window_end, :sample_count, :job_id)
@@ -234,8 +241,8 @@ ORDER BY destination.name, delivery.state
 WITH reach AS (
     SELECT
         expectation.dataset_id, expectation.scope_id, expectation.width_seconds,
-        max(expectation.from_start,
-            (:since + expectation.width_seconds - 1) / expectation.width_seconds * expectation.width_seconds) AS first_start,
+        -- A window belongs to the stretch while its end lies inside it.
+        max(expectation.from_start, :since / expectation.width_seconds * expectation.width_seconds) AS first_start,
         min(:final_until, coalesce(scope.gone_at, :final_until))
             / expectation.width_seconds * expectation.width_seconds AS after_last
     FROM expectation JOIN scope ON scope.id = expectation.scope_id
@@ -292,7 +299,7 @@ GROUP BY dataset.id
 -- name: hole_counts
 SELECT dataset.name, hole.reason, count(*)
 FROM hole JOIN dataset ON dataset.id = hole.dataset_id
-WHERE hole.start >= :since
+WHERE hole.start + hole.width_seconds > :since
 GROUP BY dataset.id, hole.reason
 
 -- name: drifted_buckets

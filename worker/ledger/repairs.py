@@ -31,7 +31,10 @@ class Resend:
 
 @dataclass(frozen=True, slots=True)
 class ResendCount:
-    """How much of what a resend would send or has marked, at one destination, by the state it is in."""
+    """How much of what a resend concerns is in one state at one destination.
+
+    state: that of the delivery, or `never queued` for buckets that the destination was never to get.
+    """
 
     destination: str
     state: str
@@ -41,7 +44,10 @@ class ResendCount:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A repair on record. `result` is None until it was carried out. Times are unix seconds."""
+    """A repair on record; times are unix seconds.
+
+    queued: what it made pending, by the state it was in before; None until it was carried out.
+    """
 
     job_id: int
     kind: str
@@ -51,7 +57,7 @@ class Job:
     asked_at: int
     state: str
     finished_at: int | None
-    result: dict[str, object] | None
+    queued: tuple[ResendCount, ...] | None
 
 
 def ask_for_resend(session: Session, resend: Resend, *, reason: str, asked_by: str, now: float) -> int:
@@ -74,6 +80,11 @@ def job(session: Session, job_id: int) -> Job | None:
 def plan_resend(session: Session, resend: Resend) -> tuple[ResendCount, ...]:
     """What a resend would touch; buckets that a destination never had count as `never queued`."""
     return tuple(ResendCount(*row) for row in session.rows("resend_plan", **_bindings(resend)))
+
+
+def resent(session: Session, job_id: int) -> tuple[ResendCount, ...]:
+    """What has become of the buckets that a resend made pending; those that a later one took over are its own."""
+    return tuple(ResendCount(*row) for row in session.rows("resent", job_id=job_id))
 
 
 def carry_out_next(session: Session, now: float) -> Job | None:
@@ -103,7 +114,7 @@ def carry_out_next(session: Session, now: float) -> Job | None:
             for bucket_id, destination_id, strict, scope_id, width_seconds, start, sample_count in rows
         ],
     )
-    session.change("finish_job", id=asked.job_id, state="done", result=_json({"queued": counts}), now=int(now))
+    session.change("finish_job", id=asked.job_id, state="done", result=_json(counts), now=int(now))
     return job(session, asked.job_id)
 
 
@@ -132,6 +143,6 @@ def _job(row: tuple[Value, ...]) -> Job:
         "asked_at": asked_at,
         "state": state,
         "finished_at": finished_at,
-        "result": None if result is None else msgspec.json.decode(str(result)),
+        "queued": None if result is None else msgspec.json.decode(str(result)),
     }
     return msgspec.convert(fields, Job)

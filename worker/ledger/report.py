@@ -89,7 +89,7 @@ def undelivered(session: Session) -> tuple[Undelivered, ...]:
 
 
 def scope_reports(session: Session, *, since: float, final_until: float) -> tuple[ScopeReport, ...]:
-    """Every dataset of every scope over the windows that start at or after `since` and ended by `final_until`."""
+    """Every dataset of every scope over the windows that ended after `since` and by `final_until`."""
     return tuple(
         ScopeReport(dataset, tag, name, account, width, bool(gone), *rest)
         for dataset, tag, name, account, width, gone, *rest in session.rows(

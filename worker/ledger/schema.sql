@@ -93,6 +93,9 @@ CREATE TABLE delivery (
 CREATE INDEX delivery_queue ON delivery (destination_id, segment, scope_id, start, bucket_id, window_end, sample_count)
     WHERE state = 'pending';
 
+-- What became of what a repair asked for.
+CREATE INDEX delivery_by_job ON delivery (job_id) WHERE job_id IS NOT NULL;
+
 -- What the receiver or the bound decided against, for the status and for repair.
 CREATE INDEX delivery_undelivered ON delivery (destination_id, state, start)
     WHERE state IN ('refused', 'expired', 'damaged');

@@ -1,0 +1,43 @@
+"""What tests of more than one folder share: the real receivers, and the word when they are missing."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fetch_receivers import PROGRAMS, locate
+from tests.receivers import RECEIVERS, Receiver, new_receiver
+
+OUT_OF_ORDER_SECONDS = 30 * 86_400  # more than any test reaches back
+
+
+@pytest.fixture
+def required_program() -> Callable[[str], Path]:
+    """Finds a program of `tests.fetch_receivers.PROGRAMS`; where it is missing the test is skipped, in CI it fails."""
+    return _required_program
+
+
+def _required_program(name: str) -> Path:
+    program = locate(name)
+    if program is None:
+        message = f"{name} is missing: `make receivers` fetches it on Debian; elsewhere put it on PATH"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message, pytrace=False)
+        pytest.skip(message)
+    return program
+
+
+@pytest.fixture(params=RECEIVERS)
+async def receiver(request: pytest.FixtureRequest) -> AsyncIterator[Receiver]:
+    """Each real receiver in turn, running and empty, ready to take samples of the last 30 days in any order."""
+    program = _required_program(request.param)
+    async with new_receiver(request.param, program, out_of_order_seconds=OUT_OF_ORDER_SECONDS) as running:
+        yield running
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    missing = [name for name in PROGRAMS if locate(name) is None]
+    if missing:
+        line = f"!!! MISSING RECEIVERS: {', '.join(missing)}; the tests that need them did not run (make receivers)"
+        terminalreporter.write_line(line, red=True, bold=True)

@@ -1,0 +1,52 @@
+"""Status reports for tests: a worker with one destination, one zone and nothing wrong, from which a test departs."""
+
+from worker.health import TokenState, Verdict
+from worker.status import (
+    ApiBudget,
+    CloudflareStatus,
+    DestinationStatus,
+    JournalEntry,
+    LedgerStatus,
+    ScopeStatus,
+    StatusReport,
+)
+
+NOW = 1_767_668_400.0  # 2026-01-06T03:00:00Z
+
+DESTINATION = DestinationStatus(
+    name="prod",
+    url="https://mimir.example.com/api/v1/push",
+    pending_buckets=0,
+    pending_samples=0,
+    oldest_pending_end=None,
+    last_success_at=NOW - 30,
+    last_failure_at=None,
+    last_failure=None,
+    acknowledged_buckets=1234,
+    refused_buckets=0,
+    expired_buckets=0,
+    damaged_buckets=0,
+)
+
+SCOPE = ScopeStatus(
+    dataset="http_requests",
+    scope="0da42c8d2132a9ddaf714f9e7c920711",
+    name="example.com",
+    newest_window_end=NOW - 900,
+    expected=24,
+    captured=24,
+    missing=0,
+    reason=None,
+)
+
+REPORT = StatusReport(
+    version="0.1.0",
+    now=NOW,
+    readiness=Verdict(ok=True, problems=()),
+    destinations=(DESTINATION,),
+    cloudflare=CloudflareStatus(TokenState.ACCEPTED, (ApiBudget("graphql", 280, 300), ApiBudget("rest", 1100, 1200))),
+    ledger=LedgerStatus(path="/data/ledger.db", size_bytes=5 * 2**20, max_bytes=10 * 2**30, buckets=1234),
+    journal=(JournalEntry(NOW - 3600, "resend since 2026-01-05", "ops@bastion", "disk swap", "120 buckets"),),
+    scope_count=1,
+    scopes=(SCOPE,),
+)

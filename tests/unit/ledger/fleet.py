@@ -1,0 +1,127 @@
+"""Zones and buckets for tests of the ledger. Every value follows from its series and its timestamp, so whatever comes
+out of a ledger can be compared with the truth without remembering what went in."""
+
+import zlib
+from array import array
+from collections.abc import Iterable, Sequence
+
+from worker.buckets import Batch, Bucket, SampleTimestamp, StoredBucket, Window
+from worker.ledger import Ledger, Pending, Position, Scope, acknowledge, next_pending
+from worker.series import label_block
+
+DATASET = "http_requests"
+
+HOUR = 3600
+
+T0 = 1_750_000_000 // 86_400 * 86_400  # a midnight, so that windows of every width start there
+
+NOW = T0 + 30 * 86_400.0
+
+
+def tag(zone: int) -> str:
+    return f"{zone:032x}"
+
+
+def scope(zone: int, *, name: str | None = None) -> Scope:
+    return Scope(tag(zone), name or f"zone-{zone}.example", "a" * 32, "Example", "pro")
+
+
+def blocks(zone: int, samples: int) -> tuple[bytes, ...]:
+    return tuple(
+        label_block("cloudflare_zone_requests", {"zone_id": tag(zone), "country": f"C{number}"})
+        for number in range(samples)
+    )
+
+
+def true_value(block: bytes, timestamp_ms: int) -> float:
+    """What Cloudflare counted, in every test of the ledger."""
+    return float(zlib.crc32(block + timestamp_ms.to_bytes(8, "little")))
+
+
+def window(hour: int, width_seconds: int = HOUR) -> Window:
+    return Window(T0 + hour * HOUR, width_seconds)
+
+
+def bucket(
+    zone: int,
+    hour: int,
+    *,
+    samples: int = 3,
+    width_seconds: int = HOUR,
+    dataset: str = DATASET,
+    wrong_by: float = 0.0,
+) -> Bucket:
+    """The bucket of the window that starts `hour` hours after T0; with `wrong_by` its first sample is not the truth."""
+    slice_of_time = window(hour, width_seconds)
+    timestamp_ms = slice_of_time.timestamp_ms(SampleTimestamp.START)
+    series = blocks(zone, samples)
+    values = array("d", [true_value(block, timestamp_ms) for block in series])
+    if wrong_by:
+        values[0] += wrong_by
+    return Bucket(dataset, tag(zone), slice_of_time, timestamp_ms, series, values)
+
+
+def buckets(zones: Iterable[int], hours: Iterable[int], *, samples: int = 3) -> list[Bucket]:
+    """Zone by zone, oldest first."""
+    hours = list(hours)
+    return [bucket(zone, hour, samples=samples) for zone in zones for hour in hours]
+
+
+def samples_of(batch: Batch) -> list[tuple[bytes, int, float]]:
+    """Every sample of a batch, in its order: label block, timestamp, value."""
+    return [
+        (batch.series[series_id], stored.timestamp_ms, value)
+        for stored in batch.buckets
+        for series_id, value in zip(array("I", stored.series_ids), array("d", stored.values), strict=True)
+    ]
+
+
+def untrue_samples(batch: Batch) -> list[tuple[bytes, int, float]]:
+    return [sample for sample in samples_of(batch) if true_value(sample[0], sample[1]) != sample[2]]
+
+
+def zone_and_hour(batch: Batch, stored: StoredBucket) -> tuple[int, int]:
+    """Which zone and hour a bucket is of, told from its samples."""
+    first = batch.series[array("I", stored.series_ids)[0]]
+    zone = next(number for number in range(1000) if tag(number).encode() in first)
+    return zone, (stored.timestamp_ms // 1000 - T0) // HOUR
+
+
+def zones_and_hours(pending: Pending) -> list[tuple[int, int]]:
+    return [zone_and_hour(pending.batch, stored) for stored in pending.batch.buckets]
+
+
+async def whole_queue(
+    ledger: Ledger, destination: str, *, max_samples: int = 10_000, one_window_per_series: bool = False
+) -> list[Pending]:
+    """A destination's queue from its front to its end, page by page, without deciding on anything."""
+    pages: list[Pending] = []
+    position: Position | None = None
+    while (
+        page := await ledger.read(
+            next_pending,
+            destination,
+            after=position,
+            max_samples=max_samples,
+            one_window_per_series=one_window_per_series,
+        )
+    ) is not None:
+        pages.append(page)
+        assert page.position != position
+        position = page.position
+    return pages
+
+
+async def queue(ledger: Ledger, destination: str = "prom") -> list[tuple[int, int]]:
+    """Zone and hour of everything that is pending at a destination, in the order of its queue."""
+    return [entry for page in await whole_queue(ledger, destination) for entry in zones_and_hours(page)]
+
+
+async def pending_ids(ledger: Ledger, destination: str = "prom") -> list[int]:
+    return [
+        stored.bucket_id for page in await whole_queue(ledger, destination) for stored in page.batch.buckets
+    ]
+
+
+async def acknowledge_all(ledger: Ledger, destination: str = "prom", ids: Sequence[int] | None = None) -> None:
+    await ledger.write(acknowledge, destination, await pending_ids(ledger, destination) if ids is None else ids, NOW)

@@ -1,0 +1,175 @@
+import base64
+import hashlib
+import re
+from dataclasses import fields, is_dataclass, replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from tests.reports import DESTINATION, NOW, REPORT, SCOPE
+from worker import page
+from worker.health import Problem, Verdict
+from worker.status import LedgerStatus, StatusReport
+
+VOID = {"meta"}
+
+
+class Document(HTMLParser):
+    """Collects the elements and the text, and fails where an element is not closed in its turn."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.text += data if "td" in self._open else f"{data} "
+
+
+def document(report: StatusReport) -> Document:
+    return Document(page.render(report).decode())
+
+
+def with_every_text(value: Any, text: str) -> Any:
+    """The value with each string in it, however deep, replaced by `text`."""
+    if isinstance(value, str):
+        return text
+    if isinstance(value, tuple):
+        return tuple(with_every_text(member, text) for member in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        members = {field.name: with_every_text(getattr(value, field.name), text) for field in fields(value)}
+        return replace(value, **members)
+    return value
+
+
+EVERYTHING = replace(
+    REPORT,
+    readiness=Verdict(ok=False, problems=(Problem("token", NOW, "refused"),)),
+    destinations=(replace(DESTINATION, last_failure="500", last_failure_at=NOW),),
+    scopes=(replace(SCOPE, missing=1, reason="not answered"),),
+)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "</table></style><!--", "&lt;b&gt;", "\ud800"],
+)
+def test_no_text_is_ever_taken_for_markup(hostile: str) -> None:
+    harmless = document(with_every_text(EVERYTHING, "harmless"))
+
+    shown = document(with_every_text(EVERYTHING, hostile))
+
+    assert shown.tags == harmless.tags
+    assert shown.text.count(hostile.replace("\ud800", "?")) == harmless.text.count("harmless") > 15
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    html = page.render(EVERYTHING).decode()
+
+    assert not re.search(r"<script|<link|<img|\ssrc=|\shref=|url\(|@import|\sstyle=|\son\w+=", html)
+
+
+def test_the_page_may_use_its_own_style_and_nothing_else() -> None:
+    style = re.search(r"<style>(.*?)</style>", page.render(REPORT).decode(), re.DOTALL)
+    assert style is not None
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+
+    assert f"style-src 'sha256-{digest}'" in page.CONTENT_SECURITY_POLICY
+    assert page.CONTENT_SECURITY_POLICY.startswith("default-src 'none';")
+
+
+def test_the_page_renews_itself() -> None:
+    assert ("meta", {"http-equiv": "refresh", "content": "15"}) in document(REPORT).tags
+
+
+def test_a_worker_without_trouble_says_so_in_three_sentences() -> None:
+    text = document(REPORT).text
+
+    assert "Ready.  Every loop does its work." in text
+    assert "Captured: every window that is due." in text
+    assert "Delivered: everything that was captured." in text
+    assert "ready - cloudflare-remote-write" in text
+
+
+def test_trouble_stands_at_the_top_in_sentences() -> None:
+    report = replace(
+        REPORT,
+        readiness=Verdict(ok=False, problems=(Problem("token", NOW - 60, "Cloudflare refuses the API token"),)),
+        destinations=(
+            replace(DESTINATION, pending_samples=12_345, pending_buckets=1, oldest_pending_end=NOW - 11_520),
+            replace(DESTINATION, name="backup", pending_samples=5, pending_buckets=2, oldest_pending_end=NOW - 60),
+        ),
+        scope_count=2,
+        scopes=(replace(SCOPE, missing=3, captured=21), SCOPE),
+    )
+
+    text = document(report).text
+
+    assert "NOT READY - cloudflare-remote-write" in text
+    assert "Not ready: token: Cloudflare refuses the API token (since 2026-01-06T02:59:00Z)" in text
+    assert "Missing:  3 of 48 windows, in 1 of 2 pairs of zone and dataset." in text
+    assert "Waiting for delivery: 12,350 samples, the oldest for 3h 12m." in text
+    assert "12,345 samples1 bucket3h 12m" in text
+
+
+def test_a_worker_that_has_nothing_yet_still_has_a_page() -> None:
+    empty = replace(REPORT, destinations=(), journal=(), scopes=(), scope_count=0, ledger=LedgerStatus("x", 0, 0, 0))
+
+    text = document(empty).text
+
+    assert "No zone has been listed yet." in text
+    assert "None on record." in text
+
+
+def test_what_never_happened_is_called_never() -> None:
+    scopes = (replace(SCOPE, newest_window_end=None),)
+    destinations = (replace(DESTINATION, last_success_at=None),)
+
+    text = document(replace(REPORT, scopes=scopes, destinations=destinations)).text
+
+    assert text.count("never") == 2
+
+
+def test_a_failure_is_shown_bounded_and_with_its_time() -> None:
+    destination = replace(DESTINATION, last_failure="x" * 100_000, last_failure_at=NOW - 120)
+
+    text = document(replace(REPORT, destinations=(destination,))).text
+
+    assert "prod, 2m ago at 2026-01-06T02:58:00Z: xxx" in text
+    assert text.count("x") < 500
+
+
+def test_of_ten_thousand_zones_the_worst_are_shown_and_the_rest_is_counted() -> None:
+    scopes = tuple(replace(SCOPE, name=f"zone{number}.example") for number in range(10_000))
+    report = replace(REPORT, scopes=scopes, scope_count=10_000)
+
+    html = page.render(report)
+
+    assert html.count(b"</tr>") < 250
+    assert b"zone199.example" in html
+    assert b"zone200.example" not in html
+    assert b"9,800 more are not shown; /api/v1/status has all of them." in html
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**20, "5.0 MiB"), (3 * 2**40, "3.0 TiB")],
+)
+def test_sizes_are_written_in_binary_units(size_bytes: int, text: str) -> None:
+    ledger = replace(REPORT.ledger, size_bytes=size_bytes)
+
+    assert f" {text} of 10.0 GiB," in document(replace(REPORT, ledger=ledger)).text

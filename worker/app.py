@@ -1,0 +1,244 @@
+"""The worker as a whole: what is made, in which order it runs, and in which order it stops.
+
+`Worker` puts the parts together; nothing else knows more than its own neighbours. Collection, one pusher per
+destination, upkeep, repairs and the HTTP side run beside each other and meet in the ledger.
+
+Stopping: collection, upkeep and repairs are cut off where they are, since what they have not committed they do again;
+pushers finish the request that is under way and record its outcome; then the ledger is checkpointed and closed.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+import apsw
+
+from worker import __version__
+from worker.clock import Clock
+from worker.cloudflare import Api, CloudflareApi
+from worker.collect import LOOP as COLLECT
+from worker.collect import Collector
+from worker.config import Settings
+from worker.errors import WorkerError
+from worker.health import Health
+from worker.ledger import Ledger, register_destinations
+from worker.maintain import INTERVAL_SECONDS as MAINTAIN_SECONDS
+from worker.maintain import LOOP as MAINTAIN
+from worker.maintain import Maintainer
+from worker.observe import Metrics, get_logger
+from worker.push import IDLE_SECONDS, Pusher
+from worker.remote_write import MAX_RETRY_AFTER_SECONDS, RemoteWriteClient
+from worker.repair import INTERVAL_SECONDS as REPAIR_SECONDS
+from worker.repair import LOOP as REPAIR
+from worker.repair import Repairer
+from worker.report import Running, report_status
+from worker.serve import Server, create_app
+from worker.status import ApiBudget, StatusReport
+
+# A pusher may take this long to finish its request after SIGTERM; with the checkpoint behind it the whole stop stays
+# under 10 s, a third of the 30 s that Kubernetes grants by default.
+STOP_SECONDS = 7.0
+
+# `run --once` gives a destination this many attempts: with waits of 1, 2, 4 and 8 s about a quarter of a minute.
+ONCE_ATTEMPTS = 5
+
+# A pass over every zone may have to wait for the quota, which Cloudflare blocks for 300 s at a time.
+_COLLECT_LIVENESS_SECONDS = 900.0
+
+log = get_logger()
+
+
+class Worker:
+    """All parts of one worker, made and connected. An async context manager: leaving it closes what it holds."""
+
+    def __init__(self, settings: Settings, clock: Clock, *, once: bool = False) -> None:
+        """Hold the ledger and make the parts; raises what `Ledger.open` raises. No request is sent yet.
+
+        once: pushers give up after ONCE_ATTEMPTS.
+        """
+        self.settings = settings
+        self._clock = clock
+        self.ledger = Ledger.open(settings.ledger.path)
+        self.health = Health(clock)
+        self.metrics = Metrics(
+            clock,
+            self.health,
+            version=__version__,
+            sqlite_version=apsw.sqlite_lib_version(),
+            destinations=[destination.name for destination in settings.destinations],
+            datasets=settings.cloudflare.datasets,
+        )
+        self.api = CloudflareApi(
+            api_url=settings.cloudflare.api_url,
+            token=settings.cloudflare.api_token.get_secret_value(),
+            clock=clock,
+            on_request=self._count_request,
+        )
+        self.collector = Collector(
+            settings.cloudflare,
+            max_ledger_bytes=settings.ledger.max_bytes,
+            api=self.api,
+            ledger=self.ledger,
+            clock=clock,
+            health=self.health,
+            metrics=self.metrics,
+        )
+        self.senders = [RemoteWriteClient(destination, clock) for destination in settings.destinations]
+        self.pushers = [
+            Pusher(
+                destination,
+                ledger=self.ledger,
+                sender=sender,
+                clock=clock,
+                health=self.health,
+                metrics=self.metrics,
+                attempts_allowed=ONCE_ATTEMPTS if once else None,
+            )
+            for destination, sender in zip(settings.destinations, self.senders, strict=True)
+        ]
+        self.maintainer = Maintainer(
+            settings.cloudflare,
+            settings.ledger,
+            ledger=self.ledger,
+            clock=clock,
+            health=self.health,
+            metrics=self.metrics,
+        )
+        self.repairer = Repairer(ledger=self.ledger, clock=clock, health=self.health)
+        self._expect_loops()
+        for api in Api:
+            metrics = self.metrics
+            metrics.cloudflare_budget_limit_requests.labels(api).set(self.api.quota.limit(api))
+            metrics.cloudflare_budget_remaining_requests.labels(api).set_function(
+                partial(self.api.quota.remaining, api)
+            )
+
+    async def __aenter__(self) -> Self:
+        now = self._clock.now()
+        await self.ledger.write(
+            register_destinations,
+            {
+                destination.name: destination.out_of_order_time_window_seconds == 0
+                for destination in self.settings.destinations
+            },
+            replay_since=now - self.settings.cloudflare.replay_hours * 3600,
+            now=now,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for sender in self.senders:
+            await sender.aclose()
+        await self.api.aclose()
+        await self.ledger.close()
+
+    async def run(self, stopping: asyncio.Event, *, listening: asyncio.Future[str] | None = None) -> None:
+        """Collect, push and serve until `stopping` is set; `listening` is told the URL of the HTTP side.
+
+        What a part raises ends the others and is raised.
+        """
+        app = create_app(self.metrics, self.health, self.status, self._clock)
+        server = await Server.bind(app, self.settings.listen.host, self.settings.listen.port)
+        url = f"http://{server.host}:{server.port}"
+        log.info("The worker runs", version=__version__, url=url, ledger=str(self.ledger.path))
+        if listening is not None:
+            listening.set_result(url)
+        try:
+            async with asyncio.TaskGroup() as group:
+                pushing = [group.create_task(pusher.run(stopping), name=pusher.loop) for pusher in self.pushers]
+                cut_off = [
+                    group.create_task(self.collector.run(stopping), name=COLLECT),
+                    group.create_task(self.maintainer.run(stopping), name=MAINTAIN),
+                    group.create_task(self.repairer.run(stopping), name=REPAIR),
+                ]
+                group.create_task(server.serve(), name="serve")
+                await stopping.wait()
+                log.info("The worker stops as soon as the requests under way have their answers")
+                for task in cut_off:
+                    task.cancel()
+                _, late = await asyncio.wait(pushing, timeout=STOP_SECONDS)
+                for task in late:
+                    task.cancel()
+                server.stop()
+        except ExceptionGroup as errors:
+            raise _reason(errors) from errors
+        log.info("The worker has stopped")
+
+    async def run_once(self, stopping: asyncio.Event) -> None:
+        """Collect all that is due and push all that is pending, as far as Cloudflare and the receivers let it."""
+        await self.maintainer.tidy()
+        await self.collector.collect_due(stopping)
+        await self.push_once(stopping)
+
+    async def push_once(self, stopping: asyncio.Event) -> None:
+        """Carry out the repairs that were asked for and push all that is pending; nothing is collected."""
+        await self.repairer.carry_out_all()
+        await asyncio.gather(*(pusher.drain(stopping) for pusher in self.pushers))
+
+    async def status(self) -> StatusReport:
+        """Everything that there is to tell at this moment."""
+        running = Running(
+            readiness=self.health.readiness(),
+            token=self.health.token,
+            budgets=tuple(
+                ApiBudget(api=api, remaining=self.api.quota.remaining(api), limit=self.api.quota.limit(api))
+                for api in Api
+            ),
+            exchanges={pusher.name: pusher.exchange for pusher in self.pushers},
+        )
+        return await report_status(self.ledger, self.settings, self._clock.now(), running)
+
+    def _count_request(self, api: Api, outcome: str, seconds: float) -> None:
+        self.metrics.cloudflare_requests_total.labels(api, outcome).inc()
+        self.metrics.cloudflare_request_duration_seconds.labels(api).observe(seconds)
+
+    def _expect_loops(self) -> None:
+        interval = self.settings.cloudflare.collection_interval_seconds
+        self.health.expect(
+            COLLECT,
+            allowance_seconds=interval + _COLLECT_LIVENESS_SECONDS,
+            liveness_seconds=interval + _COLLECT_LIVENESS_SECONDS,
+        )
+        for pusher, destination in zip(self.pushers, self.settings.destinations, strict=True):
+            # The longest wait of a pusher is a Retry-After at its cap, with jitter, behind a request that timed out.
+            longest = max(destination.queue.max_backoff_seconds, MAX_RETRY_AFTER_SECONDS) * 1.2
+            allowance = longest + destination.timeout_seconds + IDLE_SECONDS
+            self.health.expect(pusher.loop, allowance_seconds=allowance, liveness_seconds=allowance)
+        # Upkeep deletes in steps and beats at each; ten times its interval covers a slow disk.
+        self.health.expect(MAINTAIN, allowance_seconds=10 * MAINTAIN_SECONDS, liveness_seconds=10 * MAINTAIN_SECONDS)
+        self.health.expect(REPAIR, allowance_seconds=60 * REPAIR_SECONDS, liveness_seconds=60 * REPAIR_SECONDS)
+
+
+@contextlib.contextmanager
+def stop_on_signals(stopping: asyncio.Event) -> Iterator[None]:
+    """Set `stopping` at the first SIGTERM or SIGINT; the second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def stop() -> None:
+        stopping.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+    for number in signals:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def _reason(errors: ExceptionGroup[Exception]) -> Exception:
+    """What the parts of the worker could not go on with: the first error that says what to do, else the first."""
+    known = errors.subgroup(WorkerError) or errors
+    first: Exception = known
+    while isinstance(first, ExceptionGroup):
+        first = first.exceptions[0]
+    return first

@@ -1,0 +1,126 @@
+"""Cloudflare's analytics API as the worker uses it: one object, outcomes as values.
+
+Puts the parts of this package together; has no rules of its own. Safe to use from several tasks at once.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from worker.clock import Clock
+from worker.cloudflare import discovery
+from worker.cloudflare.catalogue import Dataset
+from worker.cloudflare.client import DEADLINE_SECONDS, Answer, CloudflareClient, OnRequest, Refused, unobserved
+from worker.cloudflare.decode import Decoded, Decoder
+from worker.cloudflare.discovery import TokenAccepted, TokenCheck, TokenRefused, TokenUnknown, ZoneList
+from worker.cloudflare.errors import ApiFailure, ErrorKind
+from worker.cloudflare.fetch import Fetch, ZoneAnswer
+from worker.cloudflare.limits import Limits
+from worker.cloudflare.query import WindowsQuery
+from worker.cloudflare.quota import Quota
+from worker.cloudflare.zone import Zone
+
+
+class CloudflareApi:
+    """The API at one address, with one token.
+
+    api_url:          for example https://api.cloudflare.com/client/v4.
+    token:            an API token of a user or of an account.
+    on_request:       told of every exchange: which API, "ok" or the kind of error, seconds.
+    deadline_seconds: for one exchange, on the machine's own clock.
+    quota:            for tests; otherwise Cloudflare's own limits.
+    transport:        stands in for the network, in tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_url: str,
+        token: str,
+        clock: Clock,
+        on_request: OnRequest = unobserved,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        quota: Quota | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.quota = quota or Quota(clock)
+        self.last_token_ok: bool | None = None
+        """Whether Cloudflare accepted the token when it last judged it; None before it has."""
+        self._clock = clock
+        self._client = CloudflareClient(
+            api_url=api_url,
+            token=token,
+            clock=clock,
+            quota=self.quota,
+            on_request=on_request,
+            deadline_seconds=deadline_seconds,
+            transport=transport,
+        )
+        self._limits = Limits(clock)
+        self._decoder = Decoder()
+        # Decoding an answer of 36,000 samples must not stop the event loop meanwhile. One thread, because two would
+        # neither be faster nor leave the decoder's cache alone.
+        self._decoding = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cloudflare-decode")
+
+    async def verify_token(self) -> TokenCheck:
+        """Ask Cloudflare about the token itself."""
+        check = await discovery.verify_token(self._client)
+        match check:
+            case TokenAccepted():
+                self.last_token_ok = True
+            case TokenRefused():
+                self.last_token_ok = False
+            case TokenUnknown():
+                pass
+        return check
+
+    async def list_zones(
+        self, *, accounts: Sequence[str] = (), zones: Sequence[str] = (), exclude_zones: Sequence[str] = ()
+    ) -> ZoneList | ApiFailure:
+        """The active zones that the token can see and these settings (ids or names) allow."""
+        return await discovery.list_zones(self._client, accounts=accounts, zones=zones, exclude_zones=exclude_zones)
+
+    async def fetch(
+        self, dataset: Dataset, width_seconds: int, zones: Sequence[Zone], starts: Sequence[int]
+    ) -> list[ZoneAnswer]:
+        """Final numbers of a run of windows of some zones.
+
+        starts: unix seconds, aligned, ascending, without a gap; ValueError otherwise. The caller asks only for windows
+                that are final.
+
+        For every zone, in the order given: one Answered with the windows that were answered, if there are any, and a
+        Failed for every run of windows that was not. Each window asked is in exactly one of them.
+
+        Costs one query for ten zones and sixty windows, and where Cloudflare refuses queries at most
+        worker.cloudflare.fetch.RETRIES_PER_GROUP more for each such group. Waits while the quota is used up.
+        """
+        grain = dataset.grain(width_seconds)
+        if not zones or not starts:
+            return []
+        run = range(starts[0], starts[-1] + width_seconds, width_seconds)
+        if starts[0] % width_seconds or list(starts) != list(run):
+            message = f"the starts of {width_seconds} s windows must be aligned, ascending and without a gap: {starts}"
+            raise ValueError(message)
+        fetch = Fetch(dataset, grain, send=self._send, decode=self._decoded, limits=self._limits, clock=self._clock)
+        return await fetch.run(zones, run)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+        self._decoding.shutdown(wait=False)
+
+    async def _send(self, query: WindowsQuery) -> Answer | Refused:
+        outcome = await self._client.graphql(query.payload())
+        match outcome:
+            case Answer():
+                self.last_token_ok = True
+            case Refused(failures) if any(failure.kind is ErrorKind.TOKEN for failure in failures):
+                self.last_token_ok = False
+            case Refused():
+                pass
+        return outcome
+
+    async def _decoded(self, body: bytes, query: WindowsQuery) -> Mapping[str, Decoded]:
+        return await asyncio.get_running_loop().run_in_executor(self._decoding, self._decoder.decode, body, query)

@@ -1,0 +1,207 @@
+"""The HTTP client: one exchange with Cloudflare, and what came of it as a value.
+
+Owns the connection, the token, the deadline around a whole exchange and the bound on what is read of a body; draws
+every request from the quota, and pauses the quota when Cloudflare says that it is used up. Whatever goes wrong on the
+way comes back as `Refused`. Knows nothing of queries, zones or windows.
+"""
+
+import asyncio
+import logging
+import zlib
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+import httpx
+
+from worker import __version__
+from worker.clock import Clock
+from worker.cloudflare.errors import ApiFailure, ErrorKind, classify, one_line
+from worker.cloudflare.quota import Api, Lease, Paused, Quota
+
+# A query over ten zones is answered within a few seconds; whatever takes longer is not coming.
+DEADLINE_SECONDS = 30.0
+# Four times the largest answer that a query can cause (14 MB, see worker.cloudflare.query).
+MAX_BODY_BYTES = 64 * 1024 * 1024
+# Cloudflare blocks for five minutes once a quota is used up.
+PAUSE_SECONDS = 300.0
+# The loops ask one thing at a time; a few connections more serve a command that runs beside them.
+_LIMITS = httpx.Limits(max_connections=8, max_keepalive_connections=4)
+_GZIP = 16 + zlib.MAX_WBITS  # zlib's way to say "gzip header and trailer"
+
+OnRequest = Callable[[Api, str, float], None]
+"""Told of every exchange: which API, "ok" or the kind of error, and how many seconds it took."""
+
+
+def unobserved(_api: Api, _outcome: str, _seconds: float) -> None:
+    """For whoever does not count requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A complete answer without errors; the body is JSON."""
+
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """No answer that could be used; at least one reason."""
+
+    failures: tuple[ApiFailure, ...]
+
+
+class TokenAuth(httpx.Auth):
+    """Puts the API token into the one header where it belongs, and shows it nowhere else."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        yield request
+
+    def redacted(self, body: bytes) -> bytes:
+        """A body without the token, should the other side have echoed it."""
+        token = self._token.encode()
+        return body.replace(token, b"***") if token and token in body else body
+
+    def __repr__(self) -> str:
+        return "TokenAuth(***)"
+
+
+class CloudflareClient:
+    """Sends requests to one API address with one token.
+
+    api_url:          for example https://api.cloudflare.com/client/v4.
+    token:            an API token of a user or of an account.
+    deadline_seconds: for a whole exchange, from waiting for a connection to the last byte; on the machine's own clock.
+    transport:        stands in for the network, in tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_url: str,
+        token: str,
+        clock: Clock,
+        quota: Quota,
+        on_request: OnRequest = unobserved,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        # At INFO, httpx logs the address of every request; httpcore logs headers at DEBUG.
+        for name in ("httpx", "httpcore"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._base = api_url.rstrip("/")
+        self._clock = clock
+        self._quota = quota
+        self._on_request = on_request
+        self._deadline_seconds = deadline_seconds
+        self._max_body_bytes = max_body_bytes
+        self._auth = TokenAuth(token)
+        self._http = httpx.AsyncClient(
+            auth=self._auth,
+            # Only gzip: what is asked for is what `_read` can open with a bound.
+            headers={
+                "Accept": "application/json",
+                "Accept-Encoding": "gzip",
+                "User-Agent": f"cloudflare-remote-write/{__version__}",
+            },
+            # A redirect would carry the token to an address that nobody configured; so would a proxy from the
+            # environment or a .netrc.
+            follow_redirects=False,
+            trust_env=False,
+            timeout=None,  # noqa: S113 - the deadline bounds the whole exchange, which httpx's timeouts do not
+            limits=_LIMITS,
+            transport=transport,
+        )
+
+    async def graphql(self, payload: bytes) -> Answer | Refused:
+        """Send one GraphQL query: a JSON object with `query` and `variables`."""
+        headers = {"Content-Type": "application/json"}
+        return await self._exchange(Api.GRAPHQL, "POST", "/graphql", content=payload, headers=headers)
+
+    async def get(self, path: str, params: Mapping[str, str | int]) -> Answer | Refused:
+        """Read one page of the REST API."""
+        return await self._exchange(Api.REST, "GET", path, params=params)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def _exchange(self, api: Api, method: str, path: str, **request: Any) -> Answer | Refused:
+        match await self._quota.acquire(api):
+            case Paused(seconds):
+                text = f"not asked: Cloudflare's quota for {api} requests is used up, next request in {seconds:.0f} s"
+                return Refused((ApiFailure(ErrorKind.RATE, text, retry_after_seconds=seconds),))
+            case Lease() as lease:
+                started = self._clock.monotonic()
+                with lease:
+                    outcome = await self._send(method, path, request)
+            case unreachable:
+                assert_never(unreachable)
+        seconds = self._clock.monotonic() - started
+        match outcome:
+            case Answer():
+                self._on_request(api, "ok", seconds)
+            case Refused(failures):
+                self._on_request(api, failures[0].kind, seconds)
+                self._heed(api, failures)
+            case never:
+                assert_never(never)
+        return outcome
+
+    async def _send(self, method: str, path: str, request: dict[str, Any]) -> Answer | Refused:
+        try:
+            async with (
+                asyncio.timeout(self._deadline_seconds),
+                self._http.stream(method, self._base + path, **request) as response,
+            ):
+                body = await self._read(response)
+        except TimeoutError:
+            return _failed(ErrorKind.NETWORK, f"no complete answer within {self._deadline_seconds:g} s")
+        except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+            text = self._auth.redacted(str(error).encode()).decode()
+            return _failed(ErrorKind.NETWORK, f"{type(error).__name__}: {text}")
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            # The text of these may repeat a header of the request, and with it the token in some escaped form.
+            return _failed(ErrorKind.NETWORK, f"the request could not be sent: {type(error).__name__}")
+        if isinstance(body, ApiFailure):
+            return Refused((body,))
+        body = self._auth.redacted(body)
+        failures = classify(response.status_code, response.headers, body)
+        return Refused(failures) if failures else Answer(body)
+
+    async def _read(self, response: httpx.Response) -> bytes | ApiFailure:
+        """The body, unpacked, as long as it stays within the bound; httpx's own decoder has none."""
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("identity", "gzip"):
+            return ApiFailure(ErrorKind.MALFORMED, one_line(f"the body has the content encoding {encoding!r}"))
+        inflater = zlib.decompressobj(wbits=_GZIP) if encoding == "gzip" else None
+        body = bytearray()
+        async for chunk in response.aiter_raw():
+            if inflater is None:
+                body += chunk
+            else:
+                try:
+                    # At least one byte: zlib takes a bound of 0 for none.
+                    body += inflater.decompress(chunk, self._max_body_bytes + 1 - len(body))
+                except zlib.error as error:
+                    return ApiFailure(ErrorKind.MALFORMED, f"the body is not valid gzip: {error}")
+            if len(body) > self._max_body_bytes:
+                return ApiFailure(ErrorKind.TOO_LARGE, f"the body is larger than {self._max_body_bytes} bytes")
+        if inflater is not None and not inflater.eof:
+            return ApiFailure(ErrorKind.MALFORMED, "the gzip body ends in its middle")
+        return bytes(body)
+
+    def _heed(self, api: Api, failures: tuple[ApiFailure, ...]) -> None:
+        """Stop asking when the quota of the token is used up; the quota of one zone is the caller's matter."""
+        for failure in failures:
+            if failure.kind is ErrorKind.RATE and not failure.zone_tags:
+                self._quota.pause(api, failure.retry_after_seconds or PAUSE_SECONDS)
+
+
+def _failed(kind: ErrorKind, text: str) -> Refused:
+    return Refused((ApiFailure(kind, one_line(text)),))

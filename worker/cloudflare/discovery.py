@@ -1,0 +1,253 @@
+"""Discovery: is the token good, and which zones are there to be collected.
+
+Over REST, 50 objects a page, all pages, and only believed when as many objects arrived as the API says there are: a
+listing that ends early must not look like zones that disappeared. Knows nothing of datasets.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar, assert_never
+
+import msgspec
+
+from worker.cloudflare.client import Answer, CloudflareClient, Refused
+from worker.cloudflare.errors import ApiFailure, ErrorKind, one_line
+from worker.cloudflare.zone import Zone
+
+# The most that Cloudflare gives at once, for accounts as for zones.
+PER_PAGE = 50
+# 2,000 pages of 50 are 100,000 zones: more than one worker can serve, and the end of a listing that never ends.
+_MAX_PAGES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Unmatched:
+    """A name or id in a setting that fits nothing the token can see.
+
+    setting: CF_ACCOUNTS, CF_ZONES or CF_EXCLUDE_ZONES.
+    given:   what stands there.
+    nearest: the most similar name that exists, if one is similar at all.
+    """
+
+    setting: str
+    given: str
+    nearest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ZoneList:
+    """The zones to collect, by name, and the settings that fit none."""
+
+    zones: tuple[Zone, ...]
+    unmatched: tuple[Unmatched, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAccepted:
+    """Cloudflare knows the token and it is active."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRefused:
+    """Cloudflare refuses the token; only another token, or another state of this one, will help."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUnknown:
+    """Cloudflare could not be asked; nothing is known about the token."""
+
+    failure: ApiFailure
+
+
+TokenCheck = TokenAccepted | TokenRefused | TokenUnknown
+
+
+class _Account(msgspec.Struct):
+    id: str
+    name: str = ""
+
+
+class _Plan(msgspec.Struct):
+    legacy_id: str | None = None
+
+
+class _Zone(msgspec.Struct):
+    id: str
+    name: str
+    account: _Account | None = None
+    plan: _Plan | None = None
+
+
+class _ResultInfo(msgspec.Struct):
+    total_count: int
+
+
+T = TypeVar("T")
+Listed = TypeVar("Listed", _Account, _Zone)
+
+
+class _Page(msgspec.Struct, Generic[T]):
+    result: list[T]
+    result_info: _ResultInfo
+
+
+class _TokenState(msgspec.Struct):
+    status: str
+
+
+class _Verified(msgspec.Struct):
+    result: _TokenState
+
+
+async def list_zones(
+    client: CloudflareClient,
+    *,
+    accounts: Sequence[str] = (),
+    zones: Sequence[str] = (),
+    exclude_zones: Sequence[str] = (),
+) -> ZoneList | ApiFailure:
+    """The active zones that the token can see and the settings allow; each setting holds ids or names.
+
+    Only active zones have traffic to count: a pending zone's name servers do not point to Cloudflare yet, a moved or
+    deactivated one's no longer do. A paused zone stays active, and what it then answers, no requests, is true.
+    """
+    owners: list[str | None] = [None]
+    known_accounts: list[_Account] = []
+    if accounts:
+        listed = await _all_pages(client, "/accounts", {}, _Page[_Account])
+        if isinstance(listed, list):
+            known_accounts = listed
+        # Reading accounts is a permission of its own, and the zones name their accounts too.
+        elif listed.kind is not ErrorKind.AUTH_SCOPE:
+            return listed
+        matching = [account.id for account in known_accounts if _fits(accounts, account.id, account.name)]
+        if all(any(_fits([given], each.id, each.name) for each in known_accounts) for given in accounts):
+            owners = list(matching)
+    found: dict[str, _Zone] = {}
+    for owner in owners:
+        only = {"account.id": owner} if owner else {}
+        listed_zones = await _all_pages(client, "/zones", {"status": "active", **only}, _Page[_Zone])
+        if not isinstance(listed_zones, list):
+            return listed_zones
+        found.update((zone.id, zone) for zone in listed_zones)
+    return _selected([_zone(zone) for zone in found.values()], known_accounts, accounts, zones, exclude_zones)
+
+
+async def verify_token(client: CloudflareClient) -> TokenCheck:
+    """Ask Cloudflare about the token itself.
+
+    A user's token is verified under /user. A token that an account owns is refused there, and verified under its
+    account, which the zones it can read tell.
+    """
+    check = await _verified(client, "/user/tokens/verify")
+    if not isinstance(check, TokenRefused):
+        return check
+    page = await client.get("/zones", {"page": 1, "per_page": 5})  # 5 is the smallest page that Cloudflare takes
+    match page:
+        case Refused(failures):
+            refused = failures[0].kind in (ErrorKind.TOKEN, ErrorKind.AUTH_SCOPE)
+            return check if refused else TokenUnknown(failures[0])
+        case Answer(body):
+            seen = _decoded(body, _Page[_Zone])
+            if isinstance(seen, ApiFailure):
+                return TokenUnknown(seen)
+            account = next((zone.account.id for zone in seen.result if zone.account), None)
+            # Somebody who may list zones is known to Cloudflare, even where there is no zone to list.
+            return await _verified(client, f"/accounts/{account}/tokens/verify") if account else TokenAccepted()
+        case never:
+            assert_never(never)
+
+
+async def _verified(client: CloudflareClient, path: str) -> TokenCheck:
+    match await client.get(path, {}):
+        case Answer(body):
+            verified = _decoded(body, _Verified)
+            if isinstance(verified, ApiFailure):
+                return TokenUnknown(verified)
+            if verified.result.status == "active":
+                return TokenAccepted()
+            return TokenRefused(one_line(f"Cloudflare says that the token is {verified.result.status}"))
+        case Refused((failure, *_)) if failure.kind in (ErrorKind.TOKEN, ErrorKind.AUTH_SCOPE):
+            return TokenRefused(failure.message)
+        case Refused(failures):
+            return TokenUnknown(failures[0])
+        case never:
+            assert_never(never)
+
+
+async def _all_pages(
+    client: CloudflareClient, path: str, params: dict[str, str], kind: type[_Page[Listed]]
+) -> list[Listed] | ApiFailure:
+    """Every object of a listing, once."""
+    objects: dict[str, Listed] = {}
+    for number in range(1, _MAX_PAGES + 1):
+        match await client.get(path, {**params, "page": number, "per_page": PER_PAGE}):
+            case Refused(failures):
+                return failures[0]
+            case Answer(body):
+                page = _decoded(body, kind)
+            case never:
+                assert_never(never)
+        if isinstance(page, ApiFailure):
+            return page
+        objects.update((each.id, each) for each in page.result)
+        if len(objects) == page.result_info.total_count:
+            return list(objects.values())
+        if not page.result or len(objects) > page.result_info.total_count:
+            text = f"{path} changed while it was listed: {len(objects)} of {page.result_info.total_count} arrived"
+            return ApiFailure(ErrorKind.MALFORMED, text)
+    return ApiFailure(ErrorKind.MALFORMED, f"{path} has more than {_MAX_PAGES} pages")
+
+
+def _decoded(body: bytes, kind: type[T]) -> T | ApiFailure:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (ValueError, RecursionError) as error:
+        return ApiFailure(ErrorKind.MALFORMED, one_line(f"the API's answer cannot be read: {error}"))
+
+
+def _zone(zone: _Zone) -> Zone:
+    account = zone.account or _Account("")
+    return Zone(zone.id, zone.name, account.id, account.name, (zone.plan and zone.plan.legacy_id) or "")
+
+
+def _selected(
+    zones: Iterable[Zone],
+    known_accounts: Sequence[_Account],
+    accounts: Sequence[str],
+    wanted: Sequence[str],
+    excluded: Sequence[str],
+) -> ZoneList:
+    """The zones that the settings leave; equal names in different accounts are different zones."""
+    everything = sorted(zones, key=lambda zone: (zone.name, zone.tag))
+    owned = [zone for zone in everything if not accounts or _fits(accounts, zone.account_tag, zone.account_name)]
+    chosen = tuple(
+        zone
+        for zone in owned
+        if (not wanted or _fits(wanted, zone.tag, zone.name)) and not _fits(excluded, zone.tag, zone.name)
+    )
+    account_names = {account.id: account.name for account in known_accounts}
+    account_names.update((zone.account_tag, zone.account_name) for zone in everything)
+    zone_names = {zone.tag: zone.name for zone in owned}
+    unmatched = (
+        *_unmatched("CF_ACCOUNTS", accounts, account_names),
+        *_unmatched("CF_ZONES", wanted, zone_names),
+        *_unmatched("CF_EXCLUDE_ZONES", excluded, zone_names),
+    )
+    return ZoneList(chosen, unmatched)
+
+
+def _fits(given: Iterable[str], tag: str, name: str) -> bool:
+    return any(each.casefold() in (tag.casefold(), name.casefold()) for each in given)
+
+
+def _unmatched(setting: str, given: Sequence[str], names: dict[str, str]) -> Iterable[Unmatched]:
+    """The entries of a setting that are neither the id nor the name of anything; `names` is by id."""
+    for each in given:
+        if not any(_fits([each], tag, name) for tag, name in names.items()):
+            similar = {name.casefold(): name for name in names.values()}
+            nearest = difflib.get_close_matches(each.casefold(), similar, n=1)
+            yield Unmatched(setting, each, similar[nearest[0]] if nearest else None)

@@ -1,0 +1,218 @@
+"""How URLs, addresses, headers and credentials are written, and what is wrong with one that is not.
+
+Parsers as in `worker.config.values`. What they refuse is shown without the parts that may be secret, and not at all
+where all of it may be.
+"""
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import SecretStr
+
+from worker.config.values import InvalidValueError, plain_text, shown
+
+
+def shown_url(url: str) -> str:
+    """A URL, well-formed or not, without what may be secret in it: user, password and the values of its query."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9+.-]*", scheme):
+        scheme, separator, rest = "", "", url
+    # A password may itself hold / or ?, unescaped: everything up to the last @ is hidden.
+    if "@" in rest:
+        rest = "***@" + rest.rpartition("@")[2]
+    # Where a port should be, there may be a password whose @ was forgotten.
+    rest = re.sub(r"^([^/?#:\[]*:)(?![0-9]*(?:[/?#]|$)).*", r"\1***", rest)
+    path, mark, _ = rest.partition("?")
+    if not mark:
+        path, mark, _ = rest.partition("#")
+    return shown(scheme + separator + path + (f"{mark}***" if mark else ""))
+
+
+def destination_url(value: object) -> str:
+    """Where samples are pushed to or read back from: http or https, with a host, without user and fragment."""
+    text, parts = _url(value)
+    if "@" in parts.netloc:
+        problem = (
+            "must not hold a user or password; give them as basic_auth (in the environment: REMOTE_WRITE_USERNAME and "
+            "REMOTE_WRITE_PASSWORD)"
+        )
+        raise InvalidValueError(shown_url(text), problem)
+    if parts.fragment:
+        raise InvalidValueError(shown_url(text), "must not have a fragment (#...)")
+    return text
+
+
+def api_url(value: object) -> str:
+    """The base URL of Cloudflare's API, without a slash at its end."""
+    text, parts = _url(value)
+    if parts.scheme.lower() != "https" and not is_loopback(parts.hostname or ""):
+        raise InvalidValueError(
+            shown_url(text),
+            "must be https, since the API token is sent there; plain http is taken only for a simulated API on this "
+            "machine (localhost, 127.0.0.1, [::1])",
+        )
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise InvalidValueError(shown_url(text), "must not hold a user, a password, a query or a fragment")
+    return text.rstrip("/")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host is this machine, by its name or address alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _url(value: object) -> tuple[str, SplitResult]:
+    if not isinstance(value, str):
+        raise InvalidValueError(None, "must be a URL")
+    text = value.strip()
+    problem = "must be a URL with http:// or https:// and a host, such as https://prometheus.example.org/api/v1/write"
+    if not re.fullmatch(r"[\x21-\x7e]+", text):
+        raise InvalidValueError(shown_url(text), "must be a URL, without blanks and in ASCII")
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        # The library's own words may repeat what it was given.
+        raise InvalidValueError(shown_url(text), problem) from None
+    if parts.scheme.lower() not in {"http", "https"} or not host or port == 0:
+        raise InvalidValueError(shown_url(text), problem)
+    return text, parts
+
+
+def listen_address(value: object) -> tuple[str, int]:
+    """`host:port`, `[ipv6]:port`, or `:port` for all IPv4 addresses; port 0 takes any free one."""
+    problem = "must be host:port, such as 0.0.0.0:9845, 127.0.0.1:9845, [::]:9845 or :9845"
+    text = value.strip() if isinstance(value, str) else ""
+    host, colon, digits = text.rpartition(":")
+    port = int(digits) if re.fullmatch(r"[0-9]{1,5}", digits) else -1
+    if not colon or not 0 <= port <= 65535:
+        raise InvalidValueError(shown(value), problem)
+    if not host:
+        return "0.0.0.0", port  # noqa: S104 - what the user asks for: a scraper comes from another machine
+    if bracketed := re.fullmatch(r"\[(.+)\]", host):
+        host = bracketed[1]
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise InvalidValueError(shown(value), problem) from None
+    elif not re.fullmatch(r"[a-zA-Z0-9]([a-zA-Z0-9._-]*[a-zA-Z0-9])?", host):
+        raise InvalidValueError(shown(value), problem)
+    return host, port
+
+
+def user_name(value: object) -> str:
+    """A user name of basic authentication (RFC 7617, 2: a colon would end it)."""
+    text = plain_text(value)
+    if ":" in text:
+        raise InvalidValueError(shown(text), "must not hold a colon")
+    return text
+
+
+def secret(value: object) -> SecretStr:
+    """A password: text of one line. Line ends after it are dropped, as an editor or `echo` leaves them in a file."""
+    text = _secret_text(value).rstrip("\r\n")
+    if not text or not text.isprintable():
+        raise InvalidValueError(None, "must be text of one line, without control characters")
+    return SecretStr(text)
+
+
+def token(value: object) -> SecretStr:
+    """A token as it stands in an Authorization header (RFC 6750, 2.1: no blanks); blanks around it are dropped."""
+    text = _secret_text(value).strip()
+    if re.match(r"bearer\s", text, re.IGNORECASE):
+        raise InvalidValueError(None, "must be the token alone, without the word Bearer in front of it")
+    if not re.fullmatch(r"[\x21-\x7e]+", text):
+        raise InvalidValueError(None, "must be one word of visible ASCII characters")
+    return SecretStr(text)
+
+
+def header_value(value: object) -> SecretStr:
+    """What may stand in an HTTP header: visible ASCII with blanks inside (RFC 9110, 5.5)."""
+    text = _secret_text(value).strip()
+    if not re.fullmatch(r"[\x20-\x7e]+", text):
+        raise InvalidValueError(None, "must be visible ASCII characters and blanks, on one line")
+    return SecretStr(text)
+
+
+def header_text(value: object) -> str:
+    """As `header_value`, for what is no secret."""
+    if not isinstance(value, str) or not re.fullmatch(r"[\x20-\x7e]+", value.strip()):
+        raise InvalidValueError(shown(value), "must be visible ASCII characters and blanks, on one line")
+    return value.strip()
+
+
+def authorization_scheme(value: object) -> str:
+    """The first word of an Authorization header (RFC 9110, 11.1)."""
+    if not isinstance(value, str) or not _HEADER_NAME.fullmatch(value.strip()):
+        raise InvalidValueError(shown(value), "must be one word, such as Bearer")
+    if value.strip().lower() == "basic":
+        raise InvalidValueError(shown(value), "must not be Basic: give basic_auth with username and password")
+    return value.strip()
+
+
+def _secret_text(value: object) -> str:
+    match value:
+        case SecretStr():
+            return value.get_secret_value()
+        case str():
+            return value
+        case _:
+            raise InvalidValueError(None, "must be text")
+
+
+# RFC 9110, 5.6.2: the characters of a header's name.
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# What remote write, HTTP or the connection fix; remote write 1.0 does not let custom headers replace its own.
+# `Retry-Attempt` is counted by the worker.
+RESERVED_HEADERS = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "retry-attempt",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+        "www-authenticate",
+        "x-prometheus-remote-write-version",
+    }
+)
+
+
+def headers(value: object) -> Mapping[str, SecretStr]:
+    """HTTP headers of a destination: none of the reserved ones, none twice. Their values count as secrets."""
+    if not isinstance(value, Mapping):
+        raise InvalidValueError(None, "must be a mapping of header names to values")
+    taken: dict[str, SecretStr] = {}
+    problems: dict[str, str] = {}
+    lower = [str(name).lower() for name in value]
+    for name, content in value.items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            problems[shown(name)] = "is no name of a header"
+        elif name.lower() in RESERVED_HEADERS:
+            problems[name] = "is set by the worker itself"
+        elif lower.count(name.lower()) > 1:
+            problems[name] = "is given twice, in different spelling"
+        else:
+            try:
+                taken[name] = header_value(content)
+            except InvalidValueError as invalid:
+                problems[name] = invalid.problem
+    if problems:
+        text = "; ".join(f"{name} {problem}" for name, problem in problems.items())
+        raise InvalidValueError(", ".join(problems), f"cannot be sent: {text}")
+    return taken

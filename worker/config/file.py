@@ -1,0 +1,107 @@
+"""The YAML file: from bytes to mappings, lists and texts.
+
+Every scalar stays the text that stands in the file, as an environment variable would hold it: `010` keeps its zero, a
+zone id made of digits stays an id, and one parser reads both. Promises that a key given twice, a tag, a placeholder or
+a syntax error is a mistake with its line, and that no such message repeats a value of the file.
+
+Knows no setting by name.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from yaml.constructor import SafeConstructor
+
+from worker.config.mistakes import Mistakes
+
+_PLACEHOLDER = re.compile(r"\$\{[A-Za-z_][^}]*\}")
+# What the YAML library quotes in its messages comes from the file, unless it is a single character or one of its own
+# tokens (`'<block end>'`).
+_QUOTED = re.compile(r"""(['"])(?!(?:<[a-z ]+>|\\\w)\1).{2,}\1""", re.DOTALL)
+
+_TEXT = "tag:yaml.org,2002:str"
+_NULL = "tag:yaml.org,2002:null"
+_MERGE = "tag:yaml.org,2002:merge"
+_MAPPING = "tag:yaml.org,2002:map"
+_SEQUENCE = "tag:yaml.org,2002:seq"
+
+
+class _Loader(SafeConstructor, yaml.BaseLoader):
+    """Makes texts, nothing (`~`), mappings and lists, and notices keys that are given twice."""
+
+    yaml_constructors: ClassVar[Any] = {
+        tag: SafeConstructor.yaml_constructors[tag] for tag in (_TEXT, _NULL, _MAPPING, _SEQUENCE, None)
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.repeated: list[tuple[str, int, int]] = []
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                first = lines.setdefault(key.value, line)
+                if first != line:
+                    self.repeated.append((key.value, first, line))
+        return node
+
+
+_Loader.add_implicit_resolver(_NULL, re.compile(r"(~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(_MERGE, re.compile(r"<<\Z"), ["<"])
+
+
+def read_file(path: Path, mistakes: Mistakes) -> Mapping[str, object] | None:
+    """The file's top-level keys with their values; None, with the reason in `mistakes`, where it cannot be read."""
+    where = str(path)
+    try:
+        loader = _Loader(path.read_text(encoding="utf-8-sig"))
+        tree = loader.get_single_data()
+        for key, first, line in loader.repeated:
+            mistakes.add(f"{path}:{line}", None, f"{key} is given a second time; the first is on line {first}")
+        if tree is None:
+            return {}
+        if isinstance(tree, Mapping):
+            return {str(key): _checked(value, str(key), mistakes) for key, value in tree.items()}
+        problem = "must hold settings, one `name: value` a line"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        problem = "is not UTF-8 text"
+    except yaml.MarkedYAMLError as error:
+        if mark := error.problem_mark or error.context_mark:
+            where = f"{path}:{mark.line + 1}"
+        problem = _syntax(error.problem or "")
+    except yaml.YAMLError:
+        problem = "holds a character that YAML does not allow"
+    except RecursionError:
+        problem = "is nested too deeply"
+    mistakes.add(where, None, problem)
+    return None
+
+
+def _checked(value: object, name: str, mistakes: Mistakes) -> object:
+    """The value with texts as its keys throughout; placeholders are noted as mistakes."""
+    match value:
+        case Mapping():
+            return {str(key): _checked(item, f"{name}.{key}", mistakes) for key, item in value.items()}
+        case list():
+            return [_checked(item, f"{name}[{index}]", mistakes) for index, item in enumerate(value)]
+        case str() if _PLACEHOLDER.search(value):
+            problem = (
+                "holds a ${...} placeholder, and nothing fills it in: write the value itself, give a secret as a file "
+                "(..._file), or use an environment variable of the worker"
+            )
+            mistakes.add(name, None, problem)
+    return value
+
+
+def _syntax(library_text: str) -> str:
+    text = _QUOTED.sub("...", library_text)
+    hint = "; text that starts with a special character must stand in quotes" if text != library_text else ""
+    return f"is not YAML: {text}{hint}"

@@ -1,0 +1,141 @@
+"""Every name that a user can set, with its meaning and default: what the documents are checked against.
+
+Derived from the fields of the settings, whose docstrings are the only description of each. Knows nothing of where
+values come from.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from worker.config import endpoints, values
+from worker.config.destinations import RemoteWriteEntry, RemoteWriteVariables
+from worker.config.settings import (
+    CloudflareSettings,
+    LedgerSettings,
+    ListenSettings,
+    LogSettings,
+    Section,
+    Settings,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One thing that can be set.
+
+    name:     as users write it: the environment variable, or the key inside an entry of `remote_write`.
+    meaning:  what it is, in a sentence or two.
+    default:  as a user would write it; empty where nothing is set.
+    required: whether there is no default.
+    secret:   whether its value is hidden, and can be given as a file.
+    path:     where its value is: attributes from `Settings`, or from an entry of the list.
+    info:     the field that it comes from.
+    """
+
+    name: str
+    meaning: str
+    default: str
+    required: bool
+    secret: bool
+    path: tuple[str, ...]
+    info: FieldInfo = field(repr=False, compare=False)
+
+
+def _setting(name: str, path: tuple[str, ...], info: FieldInfo) -> Setting:
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    return Setting(
+        name=name,
+        meaning=" ".join((info.description or "").partition("\n\n")[0].split()),
+        default=_as_text(name, path[-1], default),
+        required=info.is_required(),
+        secret=_holds_secret(info.annotation),
+        path=path,
+        info=info,
+    )
+
+
+def _settings() -> Iterator[Setting]:
+    """In the order in which they are documented."""
+
+    def of(prefix: str, attribute: str, section: type[Section]) -> Iterator[Setting]:
+        for name, info in section.model_fields.items():
+            yield _setting(prefix + name.upper(), (attribute, name), info)
+
+    yield from of("CF_", "cloudflare", CloudflareSettings)
+    yield from of("REMOTE_WRITE_", "remote_write", RemoteWriteVariables)
+    yield from of("LEDGER_", "ledger", LedgerSettings)
+    yield _setting("LISTEN_ADDRESS", ("listen",), Settings.model_fields["listen"])
+    yield from of("LOG_", "log", LogSettings)
+
+
+def _destination_keys(section: type[Section], prefix: str = "", path: tuple[str, ...] = ()) -> Iterator[Setting]:
+    for (key, inner), (name, info) in zip(section.keys().items(), section.model_fields.items(), strict=True):
+        if inner is None:
+            yield _setting(prefix + key, (*path, name), info)
+        else:
+            yield from _destination_keys(inner, f"{prefix}{key}.", (*path, name))
+
+
+def _holds_secret(annotation: object) -> bool:
+    return annotation is SecretStr or any(_holds_secret(inner) for inner in get_args(annotation))
+
+
+def _as_text(name: str, attribute: str, value: object) -> str:
+    """A value as a user would write it under this name; secrets are hidden."""
+    match value:
+        case None:
+            text = ""
+        case bool():
+            text = str(value).lower()
+        case tuple():
+            text = ",".join(value)
+        case Mapping():
+            text = ", ".join(f"{key}: {item}" for key, item in value.items())
+        case Path():
+            text = str(value) if value.is_absolute() else f"./{value}"
+        case ListenSettings():
+            text = value.address
+        case str() if attribute.endswith("url"):
+            text = endpoints.shown_url(value)
+        case int() if "bytes" in attribute:
+            text = values.size_text(value)
+        case int() | float() if attribute.endswith("_seconds") and not name.endswith("_SECONDS"):
+            text = values.duration_text(value)
+        case _:
+            text = str(value)
+    return text
+
+
+SETTINGS: tuple[Setting, ...] = tuple(_settings())
+"""Every environment variable, in the order of the documents; in the file, the same names in lower case are keys."""
+
+DESTINATION_KEYS: tuple[Setting, ...] = tuple(_destination_keys(RemoteWriteEntry))
+"""Every key of an entry of `remote_write`; those of `SECRET_FILE_KEYS` also with `_file` after them."""
+
+
+def describe(settings: Settings) -> list[tuple[str, str]]:
+    """What is in force, as names and values for people to read; secrets are hidden, what is not set is left out."""
+    lines = [
+        (setting.name, _as_text(setting.name, setting.path[-1], _value_at(settings, setting.path)))
+        for setting in SETTINGS
+        if setting.path[0] != "remote_write"
+    ]
+    for index, destination in enumerate(settings.destinations):
+        lines += [
+            (f"remote_write[{index}].{key.name}", _as_text(key.name, key.path[-1], _value_at(destination, key.path)))
+            for key in DESTINATION_KEYS
+        ]
+    return [(name, value) for name, value in lines if value]
+
+
+def _value_at(start: object, path: tuple[str, ...]) -> object:
+    """The value at the end of a path of attributes; None where something on it is not there."""
+    value: object = start
+    for attribute in path:
+        value = getattr(value, attribute, None)
+    return value

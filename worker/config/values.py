@@ -1,0 +1,262 @@
+"""How numbers, texts, lists and paths are written, and what is wrong with one that is not.
+
+Every parser takes the text of an environment variable or of a YAML scalar (or the parsed value itself, so that
+settings can also be made in code) and returns the value, or raises `InvalidValueError`. Only the parser decides what
+of the value may be repeated to the user: nothing of a secret, nothing of a URL that may hold one.
+
+Pure, apart from the parsers of paths, which look whether the file is there. Knows no setting by name.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from fractions import Fraction
+from pathlib import Path
+
+_SHOWN_CHARACTERS = 80  # of a wrong value: enough to recognise it, and a mistake still fits a line or two
+
+
+class InvalidValueError(ValueError):
+    """A value that is not what its setting takes.
+
+    given:   the value as it may be shown, or None where nothing of it may.
+    problem: what is allowed, as the rest of a sentence that starts with the setting's name.
+    """
+
+    def __init__(self, given: str | None, problem: str) -> None:
+        super().__init__(problem)
+        self.given = given
+        self.problem = problem
+
+
+def shown(value: object) -> str:
+    """A value that is no secret, short and on one line."""
+    match value:
+        case str():
+            text = value if value.isprintable() else repr(value)[1:-1]
+            return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+        case Mapping():
+            return "a mapping of keys"
+        case Sequence():
+            return "a list"
+        case _:
+            return str(value)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` (did you mean ...?)`, or nothing where no known name is near."""
+    nearest = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {nearest[0]}?)" if nearest else ""
+
+
+# ----------------------------------------------------------------------------------------------------------- numbers
+
+
+def whole_number(value: object, *, minimum: int, maximum: int, unit: str) -> int:
+    """A whole number of `unit` between two bounds, both allowed."""
+    number = _digits(value)
+    if number is None or not minimum <= number <= maximum:
+        problem = f"must be a whole number of {unit} from {minimum} to {maximum}, without a unit"
+        raise InvalidValueError(shown(value), problem)
+    return number
+
+
+def one_of(value: object, allowed: Sequence[int], unit: str) -> int:
+    """One of a few whole numbers."""
+    number = _digits(value)
+    if number is None or number not in allowed:
+        raise InvalidValueError(shown(value), f"must be one of {', '.join(map(str, allowed))} ({unit})")
+    return number
+
+
+def _digits(value: object) -> int | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,18}\s*", value):  # 18 digits: always fits 64 bits
+        return int(value)
+    return None
+
+
+# As Prometheus writes durations: every unit at most once, largest first; a year has 365 days, a week 7.
+_DURATION = re.compile(
+    r"(?:([0-9]+)y)?(?:([0-9]+)w)?(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?(?:([0-9]+)ms)?"
+)
+_DURATION_UNITS_MS = (365 * 86_400_000, 7 * 86_400_000, 86_400_000, 3_600_000, 60_000, 1_000, 1)
+_LONGEST_DURATION_MS = (2**63 - 1) // 1_000_000  # Prometheus keeps nanoseconds in a signed 64-bit integer
+
+
+def duration_seconds(value: object, *, minimum: float, maximum: float) -> float:
+    """A duration as Prometheus writes it (`30s`, `1m`, `1h30m`, `500ms`, `0`), in seconds; a number is seconds."""
+    seconds: float | None = None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    elif isinstance(value, str):
+        seconds = _duration(value.strip())
+    if seconds is None:
+        raise InvalidValueError(shown(value), "must be a duration with its unit, such as 500ms, 30s, 5m or 1h30m")
+    if not minimum <= seconds <= maximum:
+        problem = f"must be from {duration_text(minimum)} to {duration_text(maximum)}"
+        raise InvalidValueError(shown(value), problem)
+    return seconds
+
+
+def whole_duration_seconds(value: object, *, maximum: int) -> int:
+    """A duration as Prometheus writes it, of whole seconds, zero allowed."""
+    seconds = duration_seconds(value, minimum=0, maximum=maximum)
+    if not seconds.is_integer():
+        raise InvalidValueError(shown(value), "must be whole seconds")
+    return int(seconds)
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as Prometheus writes a duration: `1h30m`, `500ms`, `0s`."""
+    rest = round(seconds * 1000)
+    parts = []
+    for unit_ms, unit in zip(_DURATION_UNITS_MS, ("y", "w", "d", "h", "m", "s", "ms"), strict=True):
+        count, rest = divmod(rest, unit_ms)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
+
+
+def _duration(text: str) -> float | None:
+    if text == "0":
+        return 0.0
+    match = _DURATION.fullmatch(text)
+    if not text or match is None or len(text) > 40:  # 40: seven units of 64-bit numbers never need more
+        return None
+    milliseconds = sum(int(count or 0) * unit for count, unit in zip(match.groups(), _DURATION_UNITS_MS, strict=True))
+    return milliseconds / 1000 if milliseconds <= _LONGEST_DURATION_MS else None
+
+
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([a-zA-Z]*)")
+_SIZE_UNITS = {
+    "": 1,
+    "b": 1,
+    **{prefix + "b": 1000**power for power, prefix in enumerate("kmgt", start=1)},
+    **{prefix + "ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
+    **{prefix + "i": 1024**power for power, prefix in enumerate("kmgt", start=1)},  # as Kubernetes writes them
+}
+
+
+def size_bytes(value: object, *, minimum: int) -> int:
+    """A size: plain bytes, `10GiB` or `10Gi` (1024), `10GB` (1000); at least `minimum`."""
+    size: int | None = None
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        unit = _SIZE_UNITS.get(match[2].lower())
+        size = None if unit is None else int(Fraction(match[1]) * unit)
+    if size is None:
+        raise InvalidValueError(
+            shown(value), "must be a size: plain bytes, or with a unit such as 500MiB, 10GiB or 10GB"
+        )
+    if not minimum <= size < 2**63:
+        raise InvalidValueError(shown(value), f"must be at least {minimum} bytes and less than 8 EiB")
+    return size
+
+
+def size_text(size: int) -> str:
+    """Bytes with the largest unit of 1024 that divides them: `10GiB`, `3000000`."""
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size and size % 1024**power == 0:
+            return f"{size // 1024**power}{unit}"
+    return str(size)
+
+
+# -------------------------------------------------------------------------------------------------------------- text
+
+
+def plain_text(value: object) -> str:
+    """Text of one line that may be shown."""
+    if not isinstance(value, str):
+        raise InvalidValueError(shown(value), "must be text")
+    if not value.strip() or not value.isprintable():
+        raise InvalidValueError(shown(value), "must be text of one line, without control characters")
+    return value.strip()
+
+
+def choice(value: object, allowed: Sequence[str]) -> str:
+    """One of a few words, in upper or lower case."""
+    word = value.strip().lower() if isinstance(value, str) else None
+    if word is None or word not in allowed:
+        raise InvalidValueError(shown(value), f"must be {' or '.join(allowed)}")
+    return word
+
+
+def truth(value: object) -> bool:
+    """`true` or `false`; also what YAML takes for them."""
+    if isinstance(value, bool):
+        return value
+    match value.strip().lower() if isinstance(value, str) else None:
+        case "true" | "yes" | "on":
+            return True
+        case "false" | "no" | "off":
+            return False
+        case _:
+            raise InvalidValueError(shown(value), "must be true or false")
+
+
+def name_list(value: object) -> tuple[str, ...]:
+    """Names separated by commas, or a list of them; empty ones are left out, repeated ones are taken once."""
+    if isinstance(value, str):
+        items: Sequence[object] = value.split(",")
+    elif isinstance(value, Sequence):
+        items = value
+    else:
+        raise InvalidValueError(shown(value), "must be names separated by commas, or a list of names")
+    names: dict[str, None] = {}
+    for item in items:
+        if not isinstance(item, str) or not item.isprintable():
+            raise InvalidValueError(shown(item), "must hold names only")
+        if item.strip():
+            names[item.strip()] = None
+    return tuple(names)
+
+
+def names_among(value: object, *, known: Sequence[str]) -> tuple[str, ...]:
+    """At least one name, and only known ones."""
+    names = name_list(value)
+    if unknown := [name for name in names if name not in known]:
+        problem = (
+            f"unknown: {', '.join(name + did_you_mean(name, known) for name in unknown)}; known: {', '.join(known)}"
+        )
+        raise InvalidValueError(shown(", ".join(names)), problem)
+    if not names:
+        raise InvalidValueError(shown(value), f"must name at least one of {', '.join(known)}")
+    return names
+
+
+def zone_list(value: object) -> tuple[str, ...]:
+    """Zone names or ids: as `name_list`, in lower case and without the root's dot, as the API spells them."""
+    names = tuple(dict.fromkeys(name.lower().rstrip(".") for name in name_list(value)))
+    for name in names:
+        if " " in name:
+            raise InvalidValueError(shown(name), "must be separated by commas: a zone's name or id has no space in it")
+    return names
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def readable_file(value: object) -> Path:
+    """A file that is there and can be read."""
+    path = file_path(value)
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        raise InvalidValueError(shown(str(path)), f"cannot be read: {error.strerror}") from None
+
+
+def file_path(value: object) -> Path:
+    """The path of a file, which need not exist; `~` is the home directory. A directory is refused."""
+    if not isinstance(value, str | Path) or not str(value).strip() or not str(value).isprintable():
+        raise InvalidValueError(shown(value), "must be the path of a file")
+    try:
+        path = Path(str(value).strip()).expanduser()
+    except RuntimeError:
+        raise InvalidValueError(shown(value), "starts with ~, but there is no such home directory") from None
+    if path.is_dir():
+        raise InvalidValueError(shown(value), "is a directory; give the path of a file in it")
+    return path

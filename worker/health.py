@@ -1,0 +1,214 @@
+"""Whether the worker is alive and whether it is ready: what /-/healthy and /-/ready answer.
+
+Owns the facts that these two answers rest on, told by the loops as they happen, and the rules that make answers of
+them. Promises that a Cloudflare or a receiver outage makes the worker neither unhealthy nor unready: restarting it
+would cure nothing, and the ledger already holds what is to be delivered. So
+
+- a loop beats at every turn, also while it waits out a backoff; only a loop that hangs stops beating;
+- a pass that met an outage, and recorded it as such, is a completed pass;
+- a token that was accepted stays accepted until Cloudflare refuses it in so many words (401, 403).
+
+An event loop that hangs as a whole answers no request at all, which a probe takes for unhealthy too.
+
+Pure: knows no HTTP and no ledger, and gets its time from the clock it is given.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from worker.clock import Clock
+from worker.times import instant, span
+
+# What another side said is quoted up to here: a sentence and its context, not a page of HTML.
+MAX_QUOTE_CHARACTERS = 300
+
+
+class TokenState(StrEnum):
+    """What Cloudflare thinks of the API token, as far as it has said."""
+
+    UNKNOWN = "not checked yet"
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One reason why the worker is not what it should be.
+
+    what:  what has the problem: `token`, `ledger`, or the name of a loop.
+    since: unix seconds at which the problem began.
+    text:  what is wrong and what to do, on one line, for the person who reads it at night.
+    """
+
+    what: str
+    since: float
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.text} (since {instant(self.since)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An answer to "is it alive?" or "is it ready?".
+
+    ok:       yes or no.
+    problems: the reasons for a no; empty with a yes.
+    """
+
+    ok: bool
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopHealth:
+    """What is known of one loop; times are unix seconds.
+
+    allowance_seconds: how long the last completed pass may lie back.
+    expected_at:       when the loop was announced.
+    beat_at:           when it last turned; None before its first turn.
+    completed_at:      when it last completed a pass; None before the first.
+    """
+
+    allowance_seconds: float
+    expected_at: float
+    beat_at: float | None
+    completed_at: float | None
+
+
+class Health:
+    """The facts and the two verdicts. Nothing is ready before it has been told so."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        started = clock.monotonic()
+        self._loops: dict[str, _Loop] = {}
+        self._ledger = _Fact(started, "not found writable yet")
+        self._token = TokenState.UNKNOWN
+        self._token_fact = _Fact(started, "Cloudflare has not accepted the API token yet")
+
+    def expect(self, loop: str, *, allowance_seconds: float, liveness_seconds: float) -> None:
+        """Announce a loop before it starts.
+
+        allowance_seconds: how long it may take from one completed pass to the next, all its waits included.
+        liveness_seconds:  how long it may take from one turn to the next; longer, and it is taken to hang. More than
+                           its longest single wait, a request's timeout or a backoff, can take.
+        """
+        self._loops[loop] = _Loop(allowance_seconds, liveness_seconds, self._clock.monotonic())
+
+    def beat(self, loop: str) -> None:
+        """The loop turns. To be called at each turn, whatever came of it. KeyError for a loop never announced."""
+        self._loops[loop].beat = self._clock.monotonic()
+
+    def completed(self, loop: str) -> None:
+        """The loop did all it set out to do in this pass, an outage found on the way included. This is a beat, too."""
+        self.beat(loop)
+        self._loops[loop].completed = self._clock.monotonic()
+
+    def ledger_writable(self) -> None:
+        """A write to the ledger has reached the disk."""
+        self._ledger = _Fact(self._clock.monotonic(), None)
+
+    def ledger_unwritable(self, reason: str) -> None:
+        """The ledger takes no writes; `reason` says why, without secrets."""
+        self._ledger = self._ledger.failing(self._clock.monotonic(), quote(reason))
+
+    def token_accepted(self) -> None:
+        """Cloudflare has answered a request made with the token."""
+        self._token = TokenState.ACCEPTED
+        self._token_fact = _Fact(self._clock.monotonic(), None)
+
+    def token_refused(self, reason: str) -> None:
+        """Cloudflare has answered 401 or 403 to the token itself; `reason` is what it said, without secrets."""
+        text = f"Cloudflare refuses the API token; check CF_API_TOKEN and its permissions. It said: {quote(reason)}"
+        self._token = TokenState.REFUSED
+        self._token_fact = self._token_fact.failing(self._clock.monotonic(), text)
+
+    @property
+    def token(self) -> TokenState:
+        """What Cloudflare last said about the token."""
+        return self._token
+
+    def loops(self) -> Mapping[str, LoopHealth]:
+        """What is known of every loop, in the order in which they were announced."""
+        return {
+            name: LoopHealth(
+                allowance_seconds=loop.allowance_seconds,
+                expected_at=self._wall(loop.expected),
+                beat_at=None if loop.beat is None else self._wall(loop.beat),
+                completed_at=None if loop.completed is None else self._wall(loop.completed),
+            )
+            for name, loop in self._loops.items()
+        }
+
+    def liveness(self) -> Verdict:
+        """Alive while every loop turns."""
+        now = self._clock.monotonic()
+        problems = tuple(
+            Problem(
+                name,
+                self._wall(loop.turned),
+                f"has not turned for {span(now - loop.turned)}, {span(loop.liveness_seconds)} are allowed: it hangs, "
+                "and only a restart helps",
+            )
+            for name, loop in self._loops.items()
+            if now - loop.turned > loop.liveness_seconds
+        )
+        return Verdict(not problems, problems)
+
+    def readiness(self) -> Verdict:
+        """Ready while the ledger is writable, the token accepted and every loop completes passes in its allowance."""
+        problems = [
+            Problem(what, self._wall(fact.since), fact.problem)
+            for what, fact in (("ledger", self._ledger), ("token", self._token_fact))
+            if fact.problem is not None
+        ]
+        now = self._clock.monotonic()
+        for name, loop in self._loops.items():
+            allowed = f"{span(loop.allowance_seconds)} are allowed"
+            if loop.completed is None:
+                text = f"has not completed its first pass yet, {allowed}"
+                problems.append(Problem(name, self._wall(loop.expected), text))
+            elif now - loop.completed > loop.allowance_seconds:
+                text = f"completed its last pass at {instant(self._wall(loop.completed))}, {allowed}"
+                problems.append(Problem(name, self._wall(loop.completed + loop.allowance_seconds), text))
+        return Verdict(not problems, tuple(problems))
+
+    def _wall(self, moment: float) -> float:
+        """The unix time of a monotonic moment, by the wall clock as it stands now: right also after somebody set it."""
+        return self._clock.now() - (self._clock.monotonic() - moment)
+
+
+def quote(text: str) -> str:
+    """What another side said, on one line and bounded."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_QUOTE_CHARACTERS else f"{line[: MAX_QUOTE_CHARACTERS - 1]}…"
+
+
+@dataclass(frozen=True, slots=True)
+class _Fact:
+    """Something that has to hold: since which monotonic moment it holds, or does not and why."""
+
+    since: float
+    problem: str | None
+
+    def failing(self, now: float, problem: str) -> "_Fact":
+        """The fact with a problem, which began when it was first reported and not when it was last repeated."""
+        return _Fact(now if self.problem is None else self.since, problem)
+
+
+@dataclass(slots=True)
+class _Loop:
+    """A loop's allowances and its monotonic moments."""
+
+    allowance_seconds: float
+    liveness_seconds: float
+    expected: float
+    beat: float | None = None
+    completed: float | None = None
+
+    @property
+    def turned(self) -> float:
+        """When it last turned; before its first turn, when it was announced."""
+        return self.expected if self.beat is None else self.beat

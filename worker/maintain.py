@@ -1,0 +1,132 @@
+"""Upkeep: the ledger stays within its bounds, and what it holds is told to whoever watches.
+
+Owns retention, the replay bound of deliveries, the proof that the ledger can be written, and the metrics that are read
+from the ledger. Deletes nothing that waits to be delivered.
+"""
+
+import asyncio
+from collections import Counter
+
+from worker.clock import Clock, wait_for_any
+from worker.config import CloudflareSettings, LedgerSettings
+from worker.errors import LedgerFullError
+from worker.health import Health
+from worker.ledger import (
+    Ledger,
+    backlogs,
+    delivery_counts,
+    expire,
+    hole_counts,
+    newest_captured,
+    prove_writable,
+    prune,
+    room,
+    scope_reports,
+)
+from worker.observe import Metrics, get_logger, replace_values
+
+LOOP = "maintain"
+
+# Metrics of the ledger are as old as this when they are read; scrapes come every 15 to 60 s.
+INTERVAL_SECONDS = 15.0
+
+log = get_logger()
+
+
+class Maintainer:
+    """Keeps one ledger within its bounds, pass by pass."""
+
+    def __init__(
+        self,
+        cloudflare: CloudflareSettings,
+        ledger_settings: LedgerSettings,
+        *,
+        ledger: Ledger,
+        clock: Clock,
+        health: Health,
+        metrics: Metrics,
+    ) -> None:
+        self._cloudflare = cloudflare
+        self._settings = ledger_settings
+        self._ledger = ledger
+        self._clock = clock
+        self._health = health
+        self._metrics = metrics
+        metrics.ledger_max_bytes.set(ledger_settings.max_bytes)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Do a pass every INTERVAL_SECONDS until `stopping` is set."""
+        while not stopping.is_set():
+            await self.tidy()
+            await wait_for_any(self._clock, INTERVAL_SECONDS, stopping)
+
+    async def tidy(self) -> None:
+        """One pass."""
+        self._health.beat(LOOP)
+        problem = await self._change()
+        if problem is None:
+            self._health.ledger_writable()
+        else:
+            self._health.ledger_unwritable(problem)
+            log.error("The ledger cannot be written", error=problem)
+        await self._measure()
+        self._health.completed(LOOP)
+
+    async def _change(self) -> str | None:
+        """Everything that writes; what is wrong when there is no room to write."""
+        try:
+            await self._ledger.write(prove_writable)
+            await self._expire()
+            await self._prune()
+        except LedgerFullError as error:
+            return str(error)
+        return None
+
+    async def _expire(self) -> None:
+        now = self._clock.now()
+        bound = now - self._cloudflare.replay_hours * 3600
+        if expired := await self._ledger.write(expire, ended_before=bound, now=now):
+            log.error(
+                "Buckets could not be delivered within CF_REPLAY_HOURS and are given up; "
+                "`cfrw resend --since` sends them again",
+                buckets=expired,
+                replay_hours=self._cloudflare.replay_hours,
+            )
+
+    async def _prune(self) -> None:
+        now = self._clock.now()
+        bound = now - self._settings.retention_hours * 3600
+        while deleted := await self._ledger.write(prune, ended_before=bound):
+            self._health.beat(LOOP)
+            log.info("Deleted buckets past LEDGER_RETENTION_HOURS", buckets=deleted)
+        self._metrics.ledger_last_prune_timestamp_seconds.set(now)
+
+    async def _measure(self) -> None:
+        metrics = self._metrics
+        now = self._clock.now()
+        for backlog in await self._ledger.read(backlogs):
+            metrics.push_samples_pending.labels(backlog.destination).set(backlog.samples)
+            metrics.push_buckets_pending.labels(backlog.destination).set(backlog.buckets)
+            metrics.set_oldest_pending(backlog.destination, backlog.oldest_end)
+        states: dict[tuple[str, ...], float] = {
+            (count.destination, count.state): float(count.buckets)
+            for count in await self._ledger.read(delivery_counts)
+            if not count.gone
+        }
+        replace_values(metrics.ledger_buckets, states)
+        for dataset, end in (await self._ledger.read(newest_captured)).items():
+            metrics.newest_captured_window_end_timestamp_seconds.labels(dataset).set(end)
+        replace_values(metrics.missing_windows, await self._missing(now))
+        metrics.ledger_size_bytes.set((await self._ledger.read(room)).file_bytes + self._ledger.log_bytes())
+
+    async def _missing(self, now: float) -> dict[tuple[str, ...], float]:
+        """How many windows within the replay bound are due and not captured, by dataset and reason."""
+        since = now - self._cloudflare.replay_hours * 3600
+        reports = await self._ledger.read(scope_reports, since=since, final_until=now - self._cloudflare.delay_seconds)
+        missing: Counter[tuple[str, ...]] = Counter()
+        for report in reports:
+            missing[report.dataset, "waiting"] += report.missing
+        for (dataset, reason), count in (await self._ledger.read(hole_counts, since=since)).items():
+            missing[dataset, reason] += count
+            missing[dataset, "waiting"] -= count
+        return {labels: float(max(0, count)) for labels, count in missing.items()}

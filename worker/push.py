@@ -1,0 +1,275 @@
+"""Delivery: from the ledger's queue of one destination to its acknowledgement.
+
+Each destination has a pusher of its own, so that one that is down or slow holds up nobody else. A pusher takes the next
+buckets of its queue, sends them, and writes down what came of it; only then does it send what comes behind them.
+While a request is under way the next one is read and encoded.
+
+Promises: a bucket is acknowledged only after a 2xx to a request that held all its samples; one that is refused is
+recorded with the receiver's words and does not stop the queue; everything else is tried again, with the same bytes,
+until it succeeds. A request under way when the worker stops is finished and its outcome recorded.
+
+Knows nothing of Cloudflare. What it does not write to the ledger is forgotten when the process ends, at no loss.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, assert_never
+
+from worker.buckets import Batch
+from worker.clock import Clock, wait_for_any
+from worker.config import DestinationSettings
+from worker.errors import LedgerFullError
+from worker.health import Health
+from worker.ledger import Ledger, Position, acknowledge, next_pending, refuse, set_aside
+from worker.observe import Metrics, get_logger
+from worker.remote_write import Accepted, Later, Refused, Verdict, compress, split_batch, write_request
+
+# A pusher that has nothing to do is woken by the ledger; it looks by itself this often, to show that it turns.
+IDLE_SECONDS = 30.0
+
+# How long to wait before a decision that the full volume did not take is written again.
+_FULL_LEDGER_RETRY_SECONDS = 5.0
+
+# Waits differ by up to a tenth, so that many workers that met the same outage do not come back at the same instant.
+_JITTER = 0.1
+
+log = get_logger()
+
+
+class Sender(Protocol):
+    """What delivers one request: `worker.remote_write.RemoteWriteClient`."""
+
+    async def send(self, body: bytes, attempt: int) -> Verdict:
+        """Send one compressed request; `attempt` counts from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What a pusher remembers of its destination; times are unix seconds."""
+
+    last_success_at: float | None = None
+    last_failure_at: float | None = None
+    last_failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One request: its compressed body and the buckets that it carries, or carries a part of."""
+
+    body: bytes
+    bucket_ids: tuple[int, ...]
+    sample_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """What is read from the queue at a time: usually one request, several when the byte limit cuts it."""
+
+    batch: Batch
+    requests: tuple[_Request, ...]
+    position: Position
+
+
+class Pusher:
+    """Delivers the queue of one destination."""
+
+    def __init__(
+        self,
+        destination: DestinationSettings,
+        *,
+        ledger: Ledger,
+        sender: Sender,
+        clock: Clock,
+        health: Health,
+        metrics: Metrics,
+        attempts_allowed: int | None = None,
+    ) -> None:
+        """Make it.
+
+        attempts_allowed: how often one request is sent before `drain` gives up, None for ever.
+        """
+        self._destination = destination
+        self.name = destination.name
+        self.loop = f"push:{destination.name}"
+        self._ledger = ledger
+        self._sender = sender
+        self._clock = clock
+        self._health = health
+        self._metrics = metrics
+        self._attempts_allowed = attempts_allowed
+        self._log = log.bind(destination=destination.name)
+        self.exchange = Exchange()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Deliver what is pending and whatever becomes pending, until `stopping` is set."""
+        new_work = self._ledger.listen()
+        while not stopping.is_set():
+            new_work.clear()
+            await self.drain(stopping)
+            self._health.completed(self.loop)
+            await wait_for_any(self._clock, IDLE_SECONDS, new_work, stopping)
+
+    async def drain(self, stopping: asyncio.Event) -> None:
+        """Deliver until nothing is pending any more, `stopping` is set, or the attempts allowed are used up."""
+        turn = await self._next_turn(None)
+        while turn is not None and not stopping.is_set():
+            following = asyncio.create_task(self._next_turn(turn.position))
+            try:
+                delivered = await self._deliver(turn, stopping)
+            finally:
+                turn = await following
+            if not delivered:
+                return
+            # Behind the end of the queue, look at its front again: rows may have come in there meanwhile.
+            turn = turn or await self._next_turn(None)
+
+    async def _next_turn(self, after: Position | None) -> _Turn | None:
+        """Read and encode what comes next in the queue; None at its end."""
+        queue = self._destination.queue
+        while True:
+            pending = await self._ledger.read(
+                next_pending,
+                self.name,
+                after=after,
+                max_samples=queue.max_samples_per_send,
+                one_window_per_series=self._destination.out_of_order_time_window_seconds == 0,
+            )
+            if pending is None:
+                return None
+            if pending.damaged:
+                self._log.error(
+                    "Buckets in the ledger are damaged and will not be sent",
+                    buckets=len(pending.damaged),
+                    first_bucket_id=pending.damaged[0],
+                )
+                await self._ledger.write(set_aside, self.name, pending.damaged, self._clock.now())
+            if pending.batch.buckets:
+                parts = split_batch(pending.batch, queue.max_samples_per_send, queue.max_bytes_per_send)
+                requests = tuple(
+                    _Request(compress(write_request(part)), tuple(b.bucket_id for b in part.buckets), part.sample_count)
+                    for part in parts
+                )
+                return _Turn(pending.batch, requests, pending.position)
+            after = pending.position
+
+    async def _deliver(self, turn: _Turn, stopping: asyncio.Event) -> bool:
+        """Send a turn's requests and record what came of its buckets; False, with nothing recorded, if cut short."""
+        refusals: dict[int, Refused] = {}
+        for request in turn.requests:
+            verdict = await self._send_until_decided(request, stopping)
+            if verdict is None:
+                return False
+            if isinstance(verdict, Refused):
+                refusals.update(dict.fromkeys(request.bucket_ids, verdict))
+        accepted = [bucket.bucket_id for bucket in turn.batch.buckets if bucket.bucket_id not in refusals]
+        if accepted:
+            await self._record_accepted(accepted)
+        for verdict in dict.fromkeys(refusals.values()):
+            refused = [bucket_id for bucket_id, given in refusals.items() if given == verdict]
+            await self._record_refused(refused, verdict)
+        return True
+
+    async def _send_until_decided(self, request: _Request, stopping: asyncio.Event) -> Accepted | Refused | None:
+        """Send until the receiver has accepted or refused; None when `stopping` was set before it did."""
+        attempt = 0
+        while True:
+            self._health.beat(self.loop)
+            started = self._clock.monotonic()
+            verdict = await self._sender.send(request.body, attempt)
+            seconds = self._clock.monotonic() - started
+            # Meeting an outage and noting it is all that a pass can do: it counts as one.
+            self._health.completed(self.loop)
+            self._measure(request, verdict, attempt, seconds)
+            match verdict:
+                case Accepted():
+                    self._succeeded()
+                    return verdict
+                case Refused(status=status, text=text):
+                    self._failed(f"refused with status {status}: {text}")
+                    self._log.error(
+                        "The receiver refused buckets; they are recorded as refused",
+                        status=status,
+                        answer=text,
+                        buckets=len(request.bucket_ids),
+                        samples=request.sample_count,
+                    )
+                    return verdict
+                case Later(reason=reason, status=status):
+                    self._failed(reason)
+                    if self._attempts_allowed is not None and attempt + 1 >= self._attempts_allowed:
+                        self._log.error("Giving up for this run; what is pending stays in the ledger", reason=reason)
+                        return None
+                    wait_seconds = self._backoff_seconds(attempt, verdict)
+                    self._log.warning(
+                        "The receiver did not take a request; it will be sent again",
+                        reason=reason,
+                        status=status,
+                        attempt=attempt + 1,
+                        wait_seconds=round(wait_seconds, 1),
+                        samples=request.sample_count,
+                    )
+                    if await wait_for_any(self._clock, wait_seconds, stopping):
+                        return None
+                    attempt += 1
+                case _:
+                    assert_never(verdict)
+
+    def _succeeded(self) -> None:
+        now = self._clock.now()
+        self.exchange = replace(self.exchange, last_success_at=now)
+        self._metrics.push_last_success_timestamp_seconds.labels(self.name).set(now)
+
+    def _failed(self, reason: str) -> None:
+        self.exchange = replace(self.exchange, last_failure_at=self._clock.now(), last_failure=reason)
+
+    def _measure(self, request: _Request, verdict: Verdict, attempt: int, seconds: float) -> None:
+        outcome = _outcome(verdict)
+        self._metrics.push_requests_total.labels(self.name, outcome).inc()
+        self._metrics.push_samples_total.labels(self.name, outcome).inc(request.sample_count)
+        self._metrics.push_bytes_total.labels(self.name).inc(len(request.body))
+        self._metrics.push_sent_batch_duration_seconds.labels(self.name).observe(seconds)
+        if attempt:
+            self._metrics.push_retries_total.labels(self.name).inc()
+
+    def _backoff_seconds(self, attempt: int, verdict: Later) -> float:
+        queue = self._destination.queue
+        # 2^32 doublings of any setting are past any cap; the bound keeps the power a small number.
+        doubled = queue.min_backoff_seconds * 2.0 ** min(attempt, 32)
+        capped = min(doubled, queue.max_backoff_seconds)
+        asked = verdict.retry_after_seconds or 0.0
+        return max(capped, asked) * (1.0 + random.uniform(0.0, _JITTER))  # noqa: S311 - spreads load, guards nothing
+
+    async def _record_accepted(self, bucket_ids: Sequence[int]) -> None:
+        while True:
+            try:
+                return await self._ledger.write(acknowledge, self.name, bucket_ids, self._clock.now())
+            except LedgerFullError as error:
+                await self._wait_for_room(error)
+
+    async def _record_refused(self, bucket_ids: Sequence[int], verdict: Refused) -> None:
+        while True:
+            try:
+                return await self._ledger.write(
+                    refuse, self.name, bucket_ids, status=verdict.status, reason=verdict.text, now=self._clock.now()
+                )
+            except LedgerFullError as error:
+                await self._wait_for_room(error)
+
+    async def _wait_for_room(self, error: LedgerFullError) -> None:
+        self._log.error("What the receiver decided cannot be written down; trying again", error=str(error))
+        self._health.beat(self.loop)
+        await self._clock.sleep(_FULL_LEDGER_RETRY_SECONDS)
+
+
+def _outcome(verdict: Verdict) -> str:
+    match verdict:
+        case Accepted():
+            return "accepted"
+        case Refused():
+            return "refused"
+        case Later():
+            return "later"
+        case _:
+            assert_never(verdict)

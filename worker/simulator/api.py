@@ -1,0 +1,301 @@
+"""The simulated API: one ASGI application that authenticates, counts, breaks and answers.
+
+Every request goes the same way (`_answered`): it is counted, charged to its token's quota, hit by a fault on the way if
+one is up, checked for its token, and only then answered. Queries are executed in a thread on a snapshot of the world,
+so a large one does not hold up the event loop that it shares with a worker.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from worker.clock import Clock
+from worker.simulator import directory, wire
+from worker.simulator.directory import Envelope
+from worker.simulator.entitlements import ENTITLEMENTS, Entitlements, QueryLimits
+from worker.simulator.execution import Answer, Asked, World, execute
+from worker.simulator.faults import (
+    ConnectionReset,
+    Fault,
+    Faults,
+    FieldDenied,
+    GraphqlError,
+    Incident,
+    Surface,
+    TokenRevoked,
+    WireFault,
+    ZoneChanged,
+    ZoneMissing,
+)
+from worker.simulator.fleet import Fleet, Zone
+from worker.simulator.quota import Exceeded, Quota, QuotaLimits
+from worker.simulator.refusals import NO_ZONE, Details, Dialect, Refusal, RefusalKind, refusal, usual_path
+from worker.simulator.settling import HoldUp, Settling
+from worker.simulator.stats import QueryRecord, Stats
+
+BASE_PATH = "/client/v4"
+ACCEPTED_BEARER = "simulated-token"
+"""The token that a client has to present, unless others are set."""
+
+
+class _Query(msgspec.Struct):
+    query: str
+    variables: dict[str, Any] | None = None
+    operation_name: str | None = msgspec.field(default=None, name="operationName")
+
+
+_Answering = Callable[[Request, str, float], Awaitable[Response]]
+
+
+class SimulatedApi:
+    """Cloudflare's API, as far as the worker needs it, over a fleet whose truth is known.
+
+    fleet:        what there is to see.
+    clock:        the API's time; give it the worker's own clock.
+    tokens:       those that are accepted; each sees the whole fleet and has quotas of its own.
+    settling:     how late traffic becomes visible.
+    entitlements: what each plan may ask.
+    limits:       what a query may ask.
+    quota:        what a token may ask.
+    dialect:      how errors are worded.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        clock: Clock,
+        *,
+        tokens: Collection[str] = (ACCEPTED_BEARER,),
+        settling: Settling | None = None,
+        entitlements: Entitlements = ENTITLEMENTS,
+        limits: QueryLimits | None = None,
+        quota: QuotaLimits | None = None,
+        dialect: Dialect = Dialect.RECENT,
+    ) -> None:
+        self.fleet = fleet
+        self.faults = Faults(clock)
+        self.stats = Stats()
+        self._clock = clock
+        self._tokens = frozenset(tokens)
+        self._settling = settling or Settling()
+        self._entitlements = entitlements
+        self._limits = limits or QueryLimits()
+        self._quota = Quota(quota or QuotaLimits())
+        self._dialect = dialect
+        self._app = Starlette(
+            routes=[
+                Route(f"{BASE_PATH}/user/tokens/verify", self._endpoint("verify", self._verify)),
+                Route(f"{BASE_PATH}/accounts", self._endpoint("accounts", self._accounts)),
+                Route(f"{BASE_PATH}/zones", self._endpoint("zones", self._zones)),
+                Route(f"{BASE_PATH}/graphql", self._endpoint("graphql", self._graphql), methods=["POST"]),
+                Route("/admin/faults", self._admin_faults, methods=["GET", "POST", "DELETE"]),
+                Route("/admin/stats", self._admin_stats),
+            ],
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+    def _endpoint(self, name: str, answering: _Answering) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            return await self._answered(request, name, answering)
+
+        return endpoint
+
+    async def _answered(self, request: Request, name: str, answering: _Answering) -> Response:
+        now = self._clock.now()
+        is_graphql = name == "graphql"
+        token, unfit = _bearer_token(request)
+        self.stats.requests[name] += 1
+        if is_graphql:
+            self.stats.query_times.append(now)
+        exceeded = self._quota.charge(token, now, is_graphql=is_graphql)
+        surface = Surface.GRAPHQL if is_graphql else Surface.REST
+        fault = self._take_wire_fault(surface)
+        response = Response()
+        if not wire.replaces_answer(fault):
+            if exceeded is not None:
+                response = self._throttled(token, now, exceeded)
+            elif unfit is not None:
+                response = _enveloped(directory.failure(unfit))
+            elif not self._accepts(token):
+                no = directory.INVALID_TOKEN if name == "verify" else directory.AUTHENTICATION_ERROR
+                response = _enveloped(directory.failure(no))
+            else:
+                response = await answering(request, token, now)
+        if fault is not None:
+            response = await wire.broken(fault, response, self._clock)
+        self.stats.statuses[0 if isinstance(fault, ConnectionReset) else response.status_code] += 1
+        return response
+
+    def _take_wire_fault(self, surface: Surface) -> WireFault | None:
+        fault = self.faults.take(lambda fault: isinstance(fault, WireFault) and fault.on in {Surface.ALL, surface})
+        return fault if isinstance(fault, WireFault) else None
+
+    def _accepts(self, token: str) -> bool:
+        return token in self._tokens and not self.faults.take(lambda fault: isinstance(fault, TokenRevoked))
+
+    def _throttled(self, token: str, now: float, exceeded: Exceeded) -> Response:
+        match exceeded:
+            case Exceeded.GRAPHQL:
+                return _graphql_response(_refused(refusal(RefusalKind.BUDGET, self._dialect)), now)
+            case Exceeded.ALL:
+                wait_seconds = self._quota.seconds_until_open(token, now, exceeded)
+                return _enveloped(directory.failure(directory.THROTTLED, wait_seconds))
+
+    async def _verify(self, request: Request, token: str, now: float) -> Response:
+        del request, now
+        return _enveloped(directory.verified_token(hashlib.blake2b(token.encode(), digest_size=16).hexdigest()))
+
+    async def _accounts(self, request: Request, token: str, now: float) -> Response:
+        del token, now
+        return _enveloped(directory.account_list(self.fleet.accounts, request.query_params))
+
+    async def _zones(self, request: Request, token: str, now: float) -> Response:
+        del token, now
+        return _enveloped(directory.zone_list(self._visible_zones(Surface.REST), request.query_params))
+
+    async def _graphql(self, request: Request, token: str, now: float) -> Response:
+        try:
+            query = msgspec.json.decode(await request.body(), type=_Query)
+        except msgspec.MsgspecError:
+            return _enveloped(directory.failure(directory.BAD_BODY))
+        world = self._world(token, now)
+        answer = await asyncio.to_thread(_execute, query, world)
+        fault = self.faults.take(lambda fault: isinstance(fault, GraphqlError) and _fits(fault, answer))
+        if isinstance(fault, GraphqlError):
+            answer = await asyncio.to_thread(self._failed, fault, query, world, answer)
+        self.stats.queries.append(QueryRecord(now, answer.status, answer.asked))
+        return _graphql_response(answer, now)
+
+    def _failed(self, fault: GraphqlError, query: _Query, world: World, answer: Answer) -> Answer:
+        """What becomes of an answer that a fault turns into an error."""
+        target = _target(fault, answer)
+        if target is None:
+            zone_tag = NO_ZONE
+            made_up = refusal(fault.error, self._dialect)
+        else:
+            asked, zone_tag = target
+            path = usual_path(fault.error, asked.zone_tags.index(zone_tag), asked.key)
+            details = Details(zone_tag=zone_tag)
+            made_up = refusal(fault.error, self._dialect, path, node=asked.node, details=details)
+        made_up = replace(made_up, message=fault.message or made_up.message, status=fault.status or made_up.status)
+        if not fault.is_partial:
+            return replace(_refused(made_up), asked=answer.asked)
+        partial = _execute(query, replace(world, blank_zones=frozenset({zone_tag})))
+        return replace(partial, status=made_up.status, refusals=(made_up,))
+
+    def _world(self, token: str, now: float) -> World:
+        hold_ups = tuple(
+            HoldUp(incident.zone, incident.start, incident.end, incident.delay_seconds, incident.percent)
+            for incident in self.faults.of_kind(Incident)
+        )
+        return World(
+            fleet=self.fleet,
+            now=now,
+            settling=replace(self._settling, hold_ups=self._settling.hold_ups + hold_ups),
+            zones={zone.tag: zone for zone in self._visible_zones(Surface.GRAPHQL)},
+            entitlements=self._entitlements,
+            denied_fields=frozenset(
+                (denied.zone, denied.node, denied.field) for denied in self.faults.of_kind(FieldDenied)
+            ),
+            blank_zones=frozenset(),
+            limits=self._limits,
+            dialect=self._dialect,
+            budget_left=self._quota.budget_left(token, now),
+            salt=f"{self.fleet.seed}/{len(self.stats.query_times)}",
+        )
+
+    def _visible_zones(self, surface: Surface) -> list[Zone]:
+        missing = {fault.zone for fault in self.faults.of_kind(ZoneMissing) if fault.on in {Surface.ALL, surface}}
+        changes = {fault.zone: fault for fault in self.faults.of_kind(ZoneChanged)}
+        return [
+            _changed(zone, changes[zone.tag]) if zone.tag in changes else zone
+            for zone in self.fleet.zones
+            if zone.tag not in missing
+        ]
+
+    async def _admin_faults(self, request: Request) -> Response:
+        match request.method:
+            case "POST":
+                try:
+                    faults = msgspec.json.decode(await request.body(), type=Fault | list[Fault])
+                except msgspec.MsgspecError as error:
+                    return Response(f"{error}\n", HTTPStatus.BAD_REQUEST, media_type="text/plain")
+                self.faults.add(*(faults if isinstance(faults, list) else [faults]))
+            case "DELETE":
+                self.faults.clear()
+            case _:
+                pass
+        return _json(HTTPStatus.OK, self.faults.active())
+
+    async def _admin_stats(self, request: Request) -> Response:
+        del request
+        return _json(HTTPStatus.OK, {**self.stats.as_json(), "faults": dict(self.faults.hits)})
+
+
+def _bearer_token(request: Request) -> tuple[str, tuple[int, int, str] | None]:
+    """The token that the request carries, or "" and what is wrong with its headers."""
+    header = request.headers.get("Authorization")
+    if header is None:
+        return "", directory.MISSING_HEADERS
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        return "", directory.INVALID_HEADERS
+    return token.strip(), None
+
+
+def _execute(query: _Query, world: World) -> Answer:
+    return execute(query.query, query.variables or {}, query.operation_name, world)
+
+
+def _refused(reason: Refusal) -> Answer:
+    return Answer(reason.status, None, (reason,), ())
+
+
+def _fits(fault: GraphqlError, answer: Answer) -> bool:
+    """Whether the fault is about something that the query asked for; a query that fails anyhow is left alone."""
+    if answer.refusals:
+        return False
+    return (fault.zone is None and fault.node is None) or _target(fault, answer) is not None
+
+
+def _target(fault: GraphqlError, answer: Answer) -> tuple[Asked, str] | None:
+    """The dataset and the tag of the zone that the fault is about, if the query asked for any."""
+    for asked in answer.asked:
+        zone_tag = fault.zone or next(iter(asked.zone_tags), None)
+        if fault.node in {None, asked.node} and zone_tag in asked.zone_tags:
+            return asked, zone_tag
+    return None
+
+
+def _changed(zone: Zone, change: ZoneChanged) -> Zone:
+    return replace(
+        zone, name=change.name or zone.name, plan=change.plan or zone.plan, status=change.status or zone.status
+    )
+
+
+def _graphql_response(answer: Answer, now: float) -> Response:
+    errors = [reason.as_json(now) for reason in answer.refusals] or None
+    return _json(answer.status, {"data": answer.data, "errors": errors})
+
+
+def _enveloped(envelope: Envelope) -> Response:
+    response = _json(envelope.status, envelope.body)
+    if envelope.retry_after_seconds is not None:
+        response.headers["Retry-After"] = str(envelope.retry_after_seconds)
+    return response
+
+
+def _json(status: int, content: Any) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/json")

@@ -1,0 +1,78 @@
+"""How many requests a token may make, as the API counts them.
+
+Owns the count per token. Promises to refuse the request after the last that is allowed in any window of five minutes,
+and then everything of that kind for five minutes. Time is handed in.
+"""
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Exceeded(StrEnum):
+    """Which of a token's two quotas is used up."""
+
+    GRAPHQL = "graphql"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaLimits:
+    """What one token may do.
+
+    graphql_requests: queries per window.
+    all_requests:     requests of every kind per window, queries among them; past it, nothing is answered any more.
+    window_seconds:   how long a request counts.
+    block_seconds:    for how long a quota that was exceeded stays closed.
+    """
+
+    graphql_requests: int = 300
+    all_requests: int = 1_200
+    window_seconds: int = 300
+    block_seconds: int = 300
+
+
+@dataclass(slots=True)
+class _Counter:
+    limit: int
+    times: deque[float] = field(default_factory=deque)
+    closed_until: float = float("-inf")
+
+    def forget(self, before: float) -> None:
+        while self.times and self.times[0] <= before:
+            self.times.popleft()
+
+
+class Quota:
+    """What every token has used of its quotas."""
+
+    def __init__(self, limits: QuotaLimits) -> None:
+        self._limits = limits
+        self._graphql: defaultdict[str, _Counter] = defaultdict(lambda: _Counter(limits.graphql_requests))
+        self._all: defaultdict[str, _Counter] = defaultdict(lambda: _Counter(limits.all_requests))
+
+    def charge(self, token: str, now: float, *, is_graphql: bool) -> Exceeded | None:
+        """Count a request made at `now`, or tell which quota it exceeds; a refused request is not counted."""
+        counters = [(Exceeded.ALL, self._all[token])]
+        if is_graphql:
+            counters.append((Exceeded.GRAPHQL, self._graphql[token]))
+        for which, counter in counters:
+            counter.forget(now - self._limits.window_seconds)
+            if now >= counter.closed_until and len(counter.times) >= counter.limit:
+                counter.closed_until = now + self._limits.block_seconds
+            if now < counter.closed_until:
+                return which
+        for _, counter in counters:
+            counter.times.append(now)
+        return None
+
+    def budget_left(self, token: str, now: float) -> int:
+        """How many more queries the token may make now."""
+        counter = self._graphql[token]
+        counter.forget(now - self._limits.window_seconds)
+        return max(0, counter.limit - len(counter.times))
+
+    def seconds_until_open(self, token: str, now: float, which: Exceeded) -> int:
+        """How long the quota stays closed, rounded up."""
+        counter = self._all[token] if which is Exceeded.ALL else self._graphql[token]
+        return max(0, -int((now - counter.closed_until) // 1))

@@ -18,12 +18,15 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
+
+from worker.remote_write.encode import compress
+from worker.remote_write.proto.remote_write_v1_pb2 import Label, Sample, TimeSeries, WriteRequest
 
 RECEIVERS = ("prometheus-2.42", "prometheus-3.5", "victoria-metrics")
 """The receivers that every end-to-end test runs against; names of `tests.fetch_receivers.PROGRAMS`."""
@@ -158,6 +161,25 @@ class Receiver(ABC):
         for samples in raw.values():
             samples.sort(key=lambda sample: sample[0])
         return dict(raw)
+
+    async def push(self, series: Mapping[Labels, Mapping[int, float]]) -> httpx.Response:
+        """Send samples, by series and unix milliseconds, past the worker; the receiver's answer."""
+        request = WriteRequest(
+            timeseries=[
+                TimeSeries(
+                    labels=[Label(name=name, value=value) for name, value in sorted(labels)],
+                    samples=[Sample(value=value, timestamp=moment) for moment, value in sorted(samples.items())],
+                )
+                for labels, samples in series.items()
+            ]
+        )
+        headers = {
+            "Content-Encoding": "snappy",
+            "Content-Type": "application/x-protobuf",
+            "X-Prometheus-Remote-Write-Version": "0.1.0",
+        }
+        async with httpx.AsyncClient(timeout=QUERY_SECONDS, trust_env=False) as client:
+            return await client.post(self.write_url, content=compress(request.SerializeToString()), headers=headers)
 
     @abstractmethod
     def _flags(self, port: int) -> list[str]:

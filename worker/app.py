@@ -170,11 +170,15 @@ class Worker:
             raise _reason(errors) from errors
         log.info("The worker has stopped")
 
-    async def run_once(self, stopping: asyncio.Event) -> None:
-        """Collect all that is due and push all that is pending, as far as Cloudflare and the receivers let it."""
+    async def run_once(self, stopping: asyncio.Event) -> bool:
+        """Collect all that is due and push all that is pending, as far as Cloudflare and the receivers let it.
+
+        Returns whether all that is due was collected.
+        """
         await self.maintainer.tidy()
-        await self.collector.collect_due(stopping)
+        complete = await self.collector.collect_due(stopping)
         await self.push_once(stopping)
+        return complete
 
     async def push_once(self, stopping: asyncio.Event) -> None:
         """Carry out the repairs that were asked for and push all that is pending; nothing is collected."""

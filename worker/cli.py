@@ -123,8 +123,8 @@ async def _run_once(settings: Settings) -> bool:
     stopping = asyncio.Event()
     with stop_on_signals(stopping):
         async with Worker(settings, SystemClock(), once=True) as worker:
-            await worker.run_once(stopping)
-            return is_complete(await worker.status())
+            collected = await worker.run_once(stopping)
+            return collected and is_complete(await worker.status())
 
 
 @main.command()

@@ -170,7 +170,10 @@ class Collector:
         self._health.beat(LOOP)
         started = self._clock.monotonic()
         await self._refresh_zones()
-        complete = await self._has_room() and await self._work_off(stopping)
+        listed = self._zones_listed_at is not None
+        complete = await self._has_room() and await self._work_off(stopping) and listed
+        if complete:
+            self._metrics.collect_last_success_timestamp_seconds.set(self._clock.now())
         self._health.completed(LOOP)
         self._metrics.collect_pass_duration_seconds.observe(self._clock.monotonic() - started)
         return complete

@@ -22,12 +22,16 @@ from worker.clock import Clock, wait_for_any
 from worker.config import DestinationSettings
 from worker.errors import LedgerFullError
 from worker.health import Health
-from worker.ledger import Ledger, Position, acknowledge, next_pending, refuse, set_aside
+from worker.ledger import Lane, Ledger, Position, acknowledge, next_pending, refuse, set_aside
 from worker.observe import Metrics, get_logger
 from worker.remote_write import Accepted, Later, Refused, Verdict, compress, split_batch, write_request
 
 # A pusher that has nothing to do is woken by the ledger; it looks by itself this often, to show that it turns.
 IDLE_SECONDS = 30.0
+
+# Requests to one destination at a time, each for scopes of its own: enough to keep both ends busy over a round trip. A
+# receiver that takes nothing out of order gets one, because the newest sample of any series moves its bound for all.
+_LANES = 4
 
 # How long to wait before a decision that the full volume did not take is written again.
 _FULL_LEDGER_RETRY_SECONDS = 5.0
@@ -93,6 +97,9 @@ class Pusher:
         self._destination = destination
         self.name = destination.name
         self.loop = f"push:{destination.name}"
+        self._strict = destination.out_of_order_time_window_seconds == 0
+        count = 1 if self._strict else _LANES
+        self._lanes = [Lane(number, count) for number in range(count)]
         self._ledger = ledger
         self._sender = sender
         self._clock = clock
@@ -104,18 +111,28 @@ class Pusher:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Deliver what is pending and whatever becomes pending, until `stopping` is set."""
-        new_work = self._ledger.listen()
-        while not stopping.is_set():
-            new_work.clear()
-            await self.drain(stopping)
-            self._health.completed(self.loop)
-            await wait_for_any(self._clock, IDLE_SECONDS, new_work, stopping)
+        async with asyncio.TaskGroup() as group:
+            for lane in self._lanes:
+                group.create_task(self._run_lane(lane, stopping))
 
     async def drain(self, stopping: asyncio.Event) -> None:
         """Deliver until nothing is pending any more, `stopping` is set, or the attempts allowed are used up."""
-        turn = await self._next_turn(None)
+        async with asyncio.TaskGroup() as group:
+            for lane in self._lanes:
+                group.create_task(self._drain_lane(lane, stopping))
+
+    async def _run_lane(self, lane: Lane, stopping: asyncio.Event) -> None:
+        new_work = self._ledger.listen()
+        while not stopping.is_set():
+            new_work.clear()
+            await self._drain_lane(lane, stopping)
+            self._health.completed(self.loop)
+            await wait_for_any(self._clock, IDLE_SECONDS, new_work, stopping)
+
+    async def _drain_lane(self, lane: Lane, stopping: asyncio.Event) -> None:
+        turn = await self._next_turn(lane, None)
         while turn is not None and not stopping.is_set():
-            following = asyncio.create_task(self._next_turn(turn.position))
+            following = asyncio.create_task(self._next_turn(lane, turn.position))
             try:
                 delivered = await self._deliver(turn, stopping)
             finally:
@@ -123,10 +140,10 @@ class Pusher:
             if not delivered:
                 return
             # Behind the end of the queue, look at its front again: rows may have come in there meanwhile.
-            turn = turn or await self._next_turn(None)
+            turn = turn or await self._next_turn(lane, None)
 
-    async def _next_turn(self, after: Position | None) -> _Turn | None:
-        """Read and encode what comes next in the queue; None at its end."""
+    async def _next_turn(self, lane: Lane, after: Position | None) -> _Turn | None:
+        """Read and encode what comes next in a lane of the queue; None at its end."""
         queue = self._destination.queue
         while True:
             pending = await self._ledger.read(
@@ -134,7 +151,8 @@ class Pusher:
                 self.name,
                 after=after,
                 max_samples=queue.max_samples_per_send,
-                one_window_per_series=self._destination.out_of_order_time_window_seconds == 0,
+                one_window_per_series=self._strict,
+                lane=lane,
             )
             if pending is None:
                 return None

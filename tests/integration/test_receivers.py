@@ -8,8 +8,6 @@ import pytest
 
 from tests import receivers
 from tests.receivers import Labels, PrometheusServer, Receiver, ReceiverError, VictoriaMetricsServer, free_port
-from worker.remote_write.encode import compress
-from worker.remote_write.proto.remote_write_v1_pb2 import Label, Sample, TimeSeries, WriteRequest
 
 PROMETHEUS = ("prometheus-2.42", "prometheus-3.5")
 VICTORIA_METRICS = ("victoria-metrics", "victoria-metrics-1.79")
@@ -36,37 +34,15 @@ def _some_samples() -> Written:
     }
 
 
-async def _push(receiver: Receiver, written: Written) -> httpx.Response:
-    request = WriteRequest(
-        timeseries=[
-            TimeSeries(
-                labels=[Label(name=name, value=value) for name, value in sorted(labels)],
-                samples=[
-                    Sample(value=value, timestamp=timestamp_ms) for timestamp_ms, value in sorted(samples.items())
-                ],
-            )
-            for labels, samples in written.items()
-        ]
-    )
-    headers = {
-        "Content-Encoding": "snappy",
-        "Content-Type": "application/x-protobuf",
-        "X-Prometheus-Remote-Write-Version": "0.1.0",
-    }
-    async with httpx.AsyncClient(trust_env=False) as client:
-        body = compress(request.SerializeToString())
-        return await client.post(receiver.write_url, content=body, headers=headers)
-
-
 async def test_what_was_written_is_read_back_exactly_before_and_after_a_restart(receiver: Receiver) -> None:
     written = _some_samples()
-    assert (await _push(receiver, written)).status_code == 204
+    assert (await receiver.push(written)).status_code == 204
     assert await receiver.read_all() == written
     port, process = receiver.port, receiver.pid
 
     await receiver.stop()
     with pytest.raises(httpx.ConnectError):
-        await _push(receiver, written)
+        await receiver.push(written)
     await receiver.start()
 
     assert receiver.port == port
@@ -78,7 +54,7 @@ async def test_what_was_written_is_read_back_exactly_before_and_after_a_restart(
 async def test_prometheus_keeps_what_it_acknowledged_over_a_kill(required_program: RequiredProgram, name: str) -> None:
     written = _some_samples()
     async with PrometheusServer(required_program(name), out_of_order_seconds=24 * HOUR) as prometheus:
-        assert (await _push(prometheus, written)).status_code == 204
+        assert (await prometheus.push(written)).status_code == 204
         await prometheus.kill()
         await prometheus.start()
         assert await prometheus.read_all() == written
@@ -88,7 +64,7 @@ async def test_both_ends_of_the_time_range_are_included_and_nothing_beyond(recei
     start = _last_full_hour() - 5 * HOUR
     labels = _series("cloudflare_zone_requests")
     around = [start * 1000 + offset for offset in (-1, 0, 1, 999, 1000, 1001)]
-    assert (await _push(receiver, {labels: dict.fromkeys(around, 1.0)})).status_code == 204
+    assert (await receiver.push({labels: dict.fromkeys(around, 1.0)})).status_code == 204
     assert await receiver.read_all(start=start, end=start + 1) == {labels: dict.fromkeys(around[1:5], 1.0)}
     assert await receiver.read_all(start=start + 0.999, end=start + 0.999) == {labels: {around[3]: 1.0}}
     assert await receiver.read_all(start=start + 2, end=start + 3) == {}
@@ -96,7 +72,7 @@ async def test_both_ends_of_the_time_range_are_included_and_nothing_beyond(recei
 
 async def test_only_the_series_asked_for_are_read(receiver: Receiver) -> None:
     written = _some_samples()
-    assert (await _push(receiver, written)).status_code == 204
+    assert (await receiver.push(written)).status_code == 204
     assert {dict(labels)["zone"] for labels in await receiver.read_all('{zone=~"[ab].example"}')} == {
         "a.example",
         "b.example",
@@ -115,7 +91,7 @@ async def test_more_samples_than_prometheus_answers_with_at_once_are_read_in_par
         for zone in ("a", "b", "c")
     }
     async with PrometheusServer(required_program(name), out_of_order_seconds=24 * HOUR) as prometheus:
-        assert (await _push(prometheus, written)).status_code == 204
+        assert (await prometheus.push(written)).status_code == 204
         assert await prometheus.read_all() == written
 
 
@@ -125,7 +101,7 @@ async def test_prometheus_reads_back_every_bit_of_a_float(required_program: Requ
     values = [0.1 + 0.2, 2.0**53 + 2, 5e-324, -1.5, math.inf, 1e300]
     written = {_series("cloudflare_zone_requests"): {start_ms + index: value for index, value in enumerate(values)}}
     async with PrometheusServer(required_program(name), out_of_order_seconds=24 * HOUR) as prometheus:
-        assert (await _push(prometheus, written)).status_code == 204
+        assert (await prometheus.push(written)).status_code == 204
         assert await prometheus.read_all() == written
 
 
@@ -134,7 +110,7 @@ async def test_a_prometheus_that_scrapes_itself_refuses_old_samples_without_an_o
     required_program: RequiredProgram, name: str
 ) -> None:
     async with PrometheusServer(required_program(name), self_scrape=True) as prometheus:
-        refused = await _push(prometheus, _some_samples())
+        refused = await prometheus.push(_some_samples())
         assert refused.status_code == 400
         assert "out of bounds" in refused.text
 
@@ -147,12 +123,12 @@ async def test_repetitions_in_victoria_metrics_are_seen_and_contradictions_are_e
     moment_ms = (_last_full_hour() - HOUR) * 1000
     async with VictoriaMetricsServer(required_program(name)) as victoria_metrics:
         for _ in range(2):
-            assert (await _push(victoria_metrics, {labels: {moment_ms: 5.0}})).status_code == 204
+            assert (await victoria_metrics.push({labels: {moment_ms: 5.0}})).status_code == 204
             # Read in between, as repetitions within one unflushed block are dropped.
             assert await victoria_metrics.read_all() == {labels: {moment_ms: 5.0}}
         assert await victoria_metrics.read_raw() == {labels: [(moment_ms, 5.0), (moment_ms, 5.0)]}
 
-        assert (await _push(victoria_metrics, {labels: {moment_ms: 6.0}})).status_code == 204
+        assert (await victoria_metrics.push({labels: {moment_ms: 6.0}})).status_code == 204
         with pytest.raises(ReceiverError, match=f"is both .* at {moment_ms} ms"):
             await victoria_metrics.read_all()
 
@@ -165,7 +141,7 @@ async def test_a_port_that_was_taken_meanwhile_is_replaced_by_another(
     second = type(receiver)(receiver.program)
     async with second:
         assert second.port != receiver.port
-        assert (await _push(second, _some_samples())).status_code == 204
+        assert (await second.push(_some_samples())).status_code == 204
         assert await receiver.read_all() == {}
 
 

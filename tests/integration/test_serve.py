@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -174,12 +175,25 @@ async def test_more_slow_clients_than_connections_keep_no_probe_from_its_answer(
     server: Server, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
     monkeypatch.setattr(serve, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(serve, "CONNECTION_SECONDS", 3600)
     slow = [await send(server, data) for _ in range(40)]
 
     assert (await get(server, "/-/healthy")).status_code == 200
 
     # The oldest had to go: 40 and the probe do not fit into 8.
     await asyncio.gather(*(ended(reader) for reader, _ in slow[:33]))
+    for _, writer in slow:
+        writer.close()
+
+
+async def test_connections_that_come_all_at_once_are_as_few(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(serve, "CONNECTION_SECONDS", 3600)
+    slow = await asyncio.gather(*(send(server, b"") for _ in range(40)))
+
+    for first_to_end in itertools.islice(asyncio.as_completed([ended(reader) for reader, _ in slow]), 32):
+        await first_to_end
+
     for _, writer in slow:
         writer.close()
 

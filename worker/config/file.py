@@ -18,9 +18,10 @@ from yaml.constructor import SafeConstructor
 from worker.config.mistakes import Mistakes
 
 _PLACEHOLDER = re.compile(r"\$\{[A-Za-z_][^}]*\}")
-# What the YAML library quotes in its messages comes from the file, unless it is a single character or one of its own
-# tokens (`'<block end>'`).
-_QUOTED = re.compile(r"""(['"])(?!(?:<[a-z ]+>|\\\w)\1).{2,}\1""", re.DOTALL)
+# What the YAML library quotes in its messages, and which of it may be repeated: a single character, or one of the
+# library's own tokens (`'<block end>'`). All else comes from the file.
+_QUOTED = re.compile(r"""(['"])(.*?)\1""", re.DOTALL)
+_HARMLESS = re.compile(r"<[a-z ]+>|\\?.")
 
 _TEXT = "tag:yaml.org,2002:str"
 _NULL = "tag:yaml.org,2002:null"
@@ -76,7 +77,7 @@ def read_file(path: Path, mistakes: Mistakes) -> Mapping[str, object] | None:
     except yaml.MarkedYAMLError as error:
         if mark := error.problem_mark or error.context_mark:
             where = f"{path}:{mark.line + 1}"
-        problem = _syntax(error.problem or "")
+        problem = _syntax(error)
     except yaml.YAMLError:
         problem = "holds a character that YAML does not allow"
     except RecursionError:
@@ -101,7 +102,11 @@ def _checked(value: object, name: str, mistakes: Mistakes) -> object:
     return value
 
 
-def _syntax(library_text: str) -> str:
-    text = _QUOTED.sub("...", library_text)
-    hint = "; text that starts with a special character must stand in quotes" if text != library_text else ""
-    return f"is not YAML: {text}{hint}"
+def _syntax(error: yaml.MarkedYAMLError) -> str:
+    library_text = ", ".join(part for part in (error.context, error.problem) if part)
+    text = _QUOTED.sub(lambda quoted: quoted[0] if _HARMLESS.fullmatch(quoted[2]) else "...", library_text)
+    if text != library_text:
+        text += "; text that starts with a special character must stand in quotes"
+    elif r"'\t'" in text:
+        text += "; indent with blanks, not with tabs"
+    return f"is not YAML: {text}"

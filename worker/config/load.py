@@ -19,7 +19,7 @@ from worker.errors import Mistake
 
 # Other programs have CF_ and LOG_ variables, too: a name is taken for a misspelt one of ours only where it differs in a
 # character or two. Of names with 12 to 25 characters, 0.9 lets CF_ACCOUNT pass for CF_ACCOUNTS (0.95), but not
-# CF_ACCOUNT_ID (0.83), LEDGER_PORT (0.82) or CF_API_KEY (0.80).
+# CF_ACCOUNT_ID (0.83), LEDGER_PORT (0.82) or CF_API_KEY (0.82).
 _MISSPELT = 0.9
 # A number under a name that lacks the unit, or has another one, was meant for us: CF_DELAY, LEDGER_RETENTION_DAYS.
 _UNIT = re.compile(r"_(SECONDS|MINUTES|HOURS|DAYS|BYTES)$")
@@ -74,11 +74,11 @@ def _refuse_misspelt_variables(environ: Mapping[str, str], mistakes: Mistakes) -
         if name.removesuffix("_FILE") in known:
             mistakes.add(name, None, "does not exist: only a secret can be given as a file")
             continue
-        nearest = get_close_matches(name, known, 1, _MISSPELT)
-        if not nearest and environ[name].isdecimal():
-            nearest = [meant for meant in (without_unit.get(_UNIT.sub("", name)),) if meant]
-        if nearest:
-            mistakes.add(name, None, f"is not a known variable (did you mean {nearest[0]}?)")
+        meant = next(iter(get_close_matches(name, known, 1, _MISSPELT)), None)
+        if meant is None and environ[name].isdecimal():
+            meant = without_unit.get(_UNIT.sub("", name))
+        if meant is not None:
+            mistakes.add(name, None, f"is not a known variable (did you mean {meant}?)")
 
 
 def _refuse_unknown_keys(file: Mapping[str, object], mistakes: Mistakes) -> None:

@@ -129,7 +129,7 @@ def _duration(text: str) -> float | None:
     return milliseconds / 1000 if milliseconds <= _LONGEST_DURATION_MS else None
 
 
-_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([a-zA-Z]*)")
+_SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([a-zA-Z]*)")
 _SIZE_UNITS = {
     "": 1,
     "b": 1,

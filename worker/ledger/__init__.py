@@ -11,6 +11,8 @@ bucket leaves `pending` only by a recorded decision; a row whose content is dama
 
 from worker.ledger.capture import Captured, Hole, HoleReason, capture, record_holes
 from worker.ledger.delivery import (
+    ONE_LANE,
+    Lane,
     Pending,
     Position,
     acknowledge,
@@ -49,12 +51,14 @@ from worker.ledger.retention import Room, prove_writable, prune, room
 from worker.ledger.scopes import Scope, outstanding_windows, present_scopes, record_scopes
 
 __all__ = [
+    "ONE_LANE",
     "Backlog",
     "Captured",
     "DeliveryCount",
     "Hole",
     "HoleReason",
     "Job",
+    "Lane",
     "Ledger",
     "Pending",
     "Position",

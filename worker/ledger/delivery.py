@@ -18,6 +18,21 @@ _MAX_REASON_CHARACTERS = 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Lane:
+    """One of several parts of a destination's queue that may be delivered side by side.
+
+    All buckets of a scope, and so all samples of a series, are in the same lane: within a lane their order is kept.
+    """
+
+    number: int
+    of: int
+
+
+ONE_LANE = Lane(0, 1)
+"""The whole queue, one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
 class Position:
     """A place in a destination's queue: everything up to and with it was handed out."""
 
@@ -64,9 +79,15 @@ def register_destinations(
 
 
 def next_pending(
-    session: Session, destination: str, *, after: Position | None, max_samples: int, one_window_per_series: bool
+    session: Session,
+    destination: str,
+    *,
+    after: Position | None,
+    max_samples: int,
+    one_window_per_series: bool,
+    lane: Lane = ONE_LANE,
 ) -> Pending | None:
-    """The buckets that come next in the queue behind `after`; None at its end.
+    """The buckets that come next in a lane of the queue behind `after`; None at its end.
 
     At least one, and otherwise at most `max_samples` together. With `one_window_per_series` no two windows of one
     dataset and scope are in a batch, so that a request that is sent again after a lost answer repeats only the newest
@@ -80,6 +101,8 @@ def next_pending(
     for row in session.rows(
         "pending",
         destination=destination,
+        lane=lane.number,
+        lanes=lane.of,
         segment=place.segment,
         scope_id=place.scope_id,
         start=place.start,

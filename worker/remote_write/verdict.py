@@ -121,15 +121,13 @@ def retry_after_seconds(value: str | None, now: float) -> float | None:
         return None
     value = value.strip()
     if re.fullmatch(r"[0-9]+", value):
-        # A longer number is past the cap anyway, and past what int() reads.
-        return min(float(value[:10]), MAX_RETRY_AFTER_SECONDS)
+        return min(float(value), MAX_RETRY_AFTER_SECONDS)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+        # The form of C's asctime names no zone; dates in HTTP are UTC.
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
+    except (ValueError, OverflowError):  # the latter where a number in it is larger than any date's
         return None
-    if moment.tzinfo is None:  # asctime's form has no zone; HTTP dates are UTC
-        moment = moment.replace(tzinfo=UTC)
-    seconds = moment.timestamp() - now
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
 
 

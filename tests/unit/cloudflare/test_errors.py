@@ -201,7 +201,6 @@ def test_a_duration_may_have_every_unit() -> None:
         ({"retry-after": "999999999999"}, 3600),
         ({"retry-after": "-5"}, None),
         ({"retry-after": "soon"}, None),
-        ({"retry-after": "²"}, None),
         ({"retry-after": "Sun, 22 Feb 2026 20:01:30 GMT", "date": "Sun, 22 Feb 2026 20:00:00 GMT"}, 90),
         ({"retry-after": "Sun, 22 Feb 2026 19:00:00 GMT", "date": "Sun, 22 Feb 2026 20:00:00 GMT"}, 0),
         ({"retry-after": "Sun, 22 Feb 2026 20:01:30 GMT"}, None),

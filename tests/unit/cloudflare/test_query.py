@@ -35,7 +35,7 @@ def test_every_query_is_valid_for_cloudflares_schema(schema: GraphQLSchema) -> N
                 text = query(width, dataset=dataset.without(dropped)).text
                 assert validate(schema, parse(text)) == [], text
                 checked += 1
-    assert checked >= 6 * 32
+    assert checked == 6 * 31
 
 
 def test_a_query_asks_ordered_and_with_one_row_more_than_windows() -> None:

@@ -164,6 +164,6 @@ async def test_a_pause_that_begins_while_somebody_waits_is_noticed() -> None:
     await clock.advance(101)
     match await waiting:
         case Paused(left):
-            assert left == pytest.approx(199, abs=0.1)
+            assert left == pytest.approx(200, abs=0.1)
         case Lease():
             pytest.fail("a request was let through a pause")

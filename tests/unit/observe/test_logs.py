@@ -93,9 +93,7 @@ def test_python_s_warnings_come_out_in_the_same_form(capsys: pytest.CaptureFixtu
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        logging.captureWarnings(True)
         warnings.warn(f"old {CANARY}", UserWarning, stacklevel=1)
-        logging.captureWarnings(False)
 
     (line,) = lines(capsys)
     assert "UserWarning: old ***" in line["event"]

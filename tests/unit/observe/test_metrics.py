@@ -187,6 +187,7 @@ TEXT_FIRST = "text/plain;version=0.0.4;q=0.6,application/openmetrics-text;versio
         ("Application/OpenMetrics-Text; version=1.0.0", OPENMETRICS),
         (PROMETHEUS_3, OPENMETRICS),
         (TEXT_FIRST, TEXT),
+        ("text/plain, application/openmetrics-text", OPENMETRICS),
         ("application/openmetrics-text;q=0", TEXT),
         ("application/openmetrics-text;version=abc", OPENMETRICS),
         ("application/openmetrics-text;q=lots", TEXT),

@@ -3,7 +3,7 @@ from array import array
 
 import pytest
 import snappy  # type: ignore[import-untyped]  # ships no types
-from hypothesis import given
+from hypothesis import given, settings
 
 from tests.unit.remote_write.batches import START_MS, batch, batches, bucket, samples_of
 from worker.buckets import Batch
@@ -50,6 +50,7 @@ def message_of(batch: Batch, order: WriteRequest) -> WriteRequest:
     )
 
 
+@settings(deadline=None)  # time says nothing on a busy machine
 @given(batches())
 def test_a_request_holds_every_series_once_with_all_its_samples_in_order_bit_by_bit(given_batch: Batch) -> None:
     in_request = samples_in(parsed(write_request(given_batch)))
@@ -57,6 +58,7 @@ def test_a_request_holds_every_series_once_with_all_its_samples_in_order_bit_by_
     assert sorted(expected, key=repr) == sorted(in_request, key=repr)
 
 
+@settings(deadline=None)  # time says nothing on a busy machine
 @given(batches())
 def test_a_request_is_byte_for_byte_what_protobuf_makes_of_the_same_message(given_batch: Batch) -> None:
     body = write_request(given_batch)
@@ -68,6 +70,7 @@ def test_a_request_is_byte_for_byte_what_protobuf_makes_of_the_same_message(give
         assert expected == body
 
 
+@settings(deadline=None)  # time says nothing on a busy machine
 @given(batches())
 def test_the_same_batch_always_gives_the_same_bytes(given_batch: Batch) -> None:
     again = Batch(tuple(given_batch.buckets), dict(given_batch.series))

@@ -2,7 +2,7 @@ from array import array
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.remote_write.batches import START_MS, batch, batches, bucket, occurrences
@@ -16,12 +16,14 @@ LIMITS = {"max_samples": st.integers(1, 40), "max_bytes": st.integers(1, 3_000)}
 SLACK_BYTES_PER_SERIES = 1
 
 
+@settings(deadline=None)  # time says nothing on a busy machine
 @given(batches(distinct_timestamps=False), LIMITS["max_samples"], LIMITS["max_bytes"])
 def test_the_parts_hold_every_sample_once_in_its_order(given_batch: Batch, max_samples: int, max_bytes: int) -> None:
     parts = split_batch(given_batch, max_samples, max_bytes)
     assert occurrences(given_batch) == [sample for part in parts for sample in occurrences(part)]
 
 
+@settings(deadline=None)  # time says nothing on a busy machine
 @given(batches(distinct_timestamps=False), LIMITS["max_samples"], LIMITS["max_bytes"])
 def test_no_part_is_larger_than_allowed_unless_it_is_one_sample(
     given_batch: Batch, max_samples: int, max_bytes: int
@@ -31,6 +33,7 @@ def test_no_part_is_larger_than_allowed_unless_it_is_one_sample(
         assert len(write_request(part)) <= max_bytes or part.sample_count == 1
 
 
+@settings(deadline=None)  # time says nothing on a busy machine
 @given(batches(distinct_timestamps=False), LIMITS["max_samples"], LIMITS["max_bytes"])
 def test_no_cut_is_made_without_need(given_batch: Batch, max_samples: int, max_bytes: int) -> None:
     sizes = {stored.bucket_id: stored.sample_count for stored in given_batch.buckets}

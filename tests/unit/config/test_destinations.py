@@ -1,0 +1,350 @@
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import SecretStr
+
+from worker.config import BasicAuth, DestinationSettings, QueueSettings, TlsSettings, load_settings
+from worker.errors import ConfigError
+
+URL = "http://prometheus:9090/api/v1/write"
+TOKEN = {"CF_API_TOKEN": "token"}
+
+
+def load_list(folder: Path, entries: object, environ: Mapping[str, str] = TOKEN) -> tuple[DestinationSettings, ...]:
+    file = folder / "config.yml"
+    file.write_text(entries if isinstance(entries, str) else yaml.safe_dump({"remote_write": entries}))
+    return load_settings(file, environ).destinations
+
+
+def load_one(folder: Path, **entry: Any) -> DestinationSettings:
+    [destination] = load_list(folder, [{"url": URL, **entry}])
+    return destination
+
+
+def mistakes_in(folder: Path, entries: object, environ: Mapping[str, str] = TOKEN) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_list(folder, entries, environ)
+    return [str(mistake) for mistake in caught.value.mistakes]
+
+
+def mistakes_in_one(folder: Path, **entry: Any) -> list[str]:
+    return [text.removeprefix("remote_write[0].") for text in mistakes_in(folder, [{"url": URL, **entry}])]
+
+
+def mistakes_in_variables(**variables: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(None, TOKEN | variables)
+    return [str(mistake) for mistake in caught.value.mistakes]
+
+
+# What somebody has in their prometheus.yml, with comments and types as people write them.
+PASTED = """
+remote_write:
+  - url: https://mimir.example.org/api/v1/push
+    name: mimir
+    remote_timeout: 15s
+    headers:
+      X-Scope-OrgID: 1
+    basic_auth:
+      username: 12345
+      password_file: secrets/password
+    tls_config:
+      ca_file: ca.pem
+      server_name: mimir.internal
+      insecure_skip_verify: false
+      min_version: TLS12
+    queue_config:
+      capacity: 10000
+      min_shards: 1
+      max_shards: 50
+      max_samples_per_send: 2000
+      batch_send_deadline: 5s
+      min_backoff: 30ms
+      max_backoff: 5s
+      retry_on_http_429: true
+    metadata_config:
+      send: false
+    write_relabel_configs: []
+    send_exemplars: false
+    out_of_order_time_window: 2h
+    query_url: https://mimir.example.org/prometheus
+"""
+
+
+def test_a_block_of_prometheus_yml_works_when_pasted(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "password").write_text("s3cret\n")
+    (tmp_path / "ca.pem").write_text("certificate")
+    assert load_list(tmp_path, PASTED) == (
+        DestinationSettings(
+            name="mimir",
+            url="https://mimir.example.org/api/v1/push",
+            timeout_seconds=15,
+            headers={"X-Scope-OrgID": SecretStr("1")},
+            basic_auth=BasicAuth(username="12345", password=SecretStr("s3cret")),
+            tls=TlsSettings(ca_file=tmp_path / "ca.pem", server_name="mimir.internal"),
+            queue=QueueSettings(max_samples_per_send=2000, min_backoff_seconds=0.03, max_backoff_seconds=5),
+            out_of_order_time_window_seconds=7200,
+            query_url="https://mimir.example.org/prometheus",
+        ),
+    )
+
+
+def test_a_url_is_all_that_is_needed(tmp_path: Path) -> None:
+    assert load_one(tmp_path) == DestinationSettings(name="prometheus:9090", url=URL)
+
+
+def test_a_bearer_token_can_be_given_in_four_ways(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("abc\n")
+    for entry in (
+        {"bearer_token": "abc"},
+        {"bearer_token_file": "token"},
+        {"authorization": {"credentials": "abc"}},
+        {"authorization": {"type": "bearer", "credentials_file": str(tmp_path / "token")}},
+    ):
+        assert load_one(tmp_path, **entry).bearer_token == SecretStr("abc")
+
+
+def test_another_scheme_than_bearer_is_sent_as_it_stands(tmp_path: Path) -> None:
+    destination = load_one(tmp_path, authorization={"type": "Token", "credentials": "abc"}, headers={"X-A": "b"})
+    assert destination.bearer_token is None
+    assert destination.headers == {"X-A": SecretStr("b"), "Authorization": SecretStr("Token abc")}
+    assert "abc" not in repr(destination)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"basic_auth": {"username": "a", "password": "b"}, "bearer_token": "c"},
+        {"basic_auth": {"username": "a", "password": "b"}, "authorization": {"credentials": "c"}},
+        {"authorization": {"credentials": "c"}, "bearer_token": "c"},
+        {"authorization": {"credentials": "c"}, "headers": {"authorization": "Basic abc"}},
+    ],
+)
+def test_a_request_has_one_authorization_header(tmp_path: Path, entry: dict[str, Any]) -> None:
+    first, second = entry
+    second = "headers.authorization" if second == "headers" else second
+    problem = f"cannot be combined with {first}: a request has one Authorization header"
+    assert mistakes_in_one(tmp_path, **entry) == [f"{second}: {problem}"]
+
+
+def test_a_secret_is_given_itself_or_as_a_file(tmp_path: Path) -> None:
+    (tmp_path / "pw").write_text("b")
+    both = {"username": "a", "password": "b", "password_file": "pw"}
+    assert mistakes_in_one(tmp_path, basic_auth=both) == [
+        "basic_auth.password_file (given: pw): cannot be given together with remote_write[0].basic_auth.password; "
+        "keep one of them"
+    ]
+
+
+def test_what_is_wrong_with_a_file_is_told_under_the_files_name(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "two-lines").write_text("a\nb\n")
+    (tmp_path / "latin").write_bytes(b"\xe4")
+    for name, problem in (
+        ("missing", f" (given: {tmp_path}/missing): cannot be read: No such file or directory"),
+        ("empty", f" (given: {tmp_path}/empty): is empty"),
+        ("latin", f" (given: {tmp_path}/latin): is not UTF-8 text"),
+        ("two-lines", ": must be text of one line, without control characters"),
+    ):
+        entry = {"username": "a", "password_file": name}
+        assert mistakes_in_one(tmp_path, basic_auth=entry) == [f"basic_auth.password_file{problem}"]
+
+
+def test_basic_auth_needs_both_halves(tmp_path: Path) -> None:
+    assert mistakes_in_one(tmp_path, basic_auth={"username": "a"}) == ["basic_auth.password: is required"]
+    assert mistakes_in_one(tmp_path, basic_auth={"password": "a"}) == ["basic_auth.username: is required"]
+
+
+def test_a_certificate_needs_its_key_and_both_must_be_there(tmp_path: Path) -> None:
+    assert mistakes_in_one(tmp_path, tls_config={"cert_file": "c.pem"}) == [
+        "tls_config.key_file: is required with cert_file",
+        f"tls_config.cert_file (given: {tmp_path}/c.pem): cannot be read: No such file or directory",
+    ]
+
+
+def test_backoff_grows(tmp_path: Path) -> None:
+    assert mistakes_in_one(tmp_path, queue_config={"min_backoff": "2m"}) == [
+        "queue_config.max_backoff (given: 1m): must not be less than min_backoff (2m)"
+    ]
+
+
+def test_unknown_keys_come_with_the_nearest_known_one_at_every_level(tmp_path: Path) -> None:
+    assert mistakes_in_one(
+        tmp_path,
+        remote_timeot="1s",
+        timeout_seconds="1",
+        queue_config={"max_sample_per_send": 1},
+        basic_auth={"username": "a", "password": "b", "pasword_file": "c"},
+        tls_config={"insecure_skip": True},
+        authorisation={},
+    ) == [
+        "authorisation: is not a known key (did you mean authorization?)",
+        "basic_auth.pasword_file: is not a known key (did you mean password_file?)",
+        "queue_config.max_sample_per_send: is not a known key (did you mean max_samples_per_send?)",
+        "remote_timeot: is not a known key (did you mean remote_timeout?)",
+        "timeout_seconds: is not a known key",
+        "tls_config.insecure_skip: is not a known key (did you mean insecure_skip_verify?)",
+    ]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["oauth2", "sigv4", "azuread", "google_iam", "proxy_url", "metadata_config", "http_headers", "protobuf_message"],
+)
+def test_keys_of_prometheus_that_are_not_supported_are_not_ignored(tmp_path: Path, key: str) -> None:
+    [mistake] = mistakes_in_one(tmp_path, **{key: {"send": "true"}})
+    assert mistake.startswith(f"{key}: is a key of Prometheus that this version does not support")
+
+
+def test_relabelling_is_refused_unless_it_is_empty(tmp_path: Path) -> None:
+    [mistake] = mistakes_in_one(tmp_path, write_relabel_configs=[{"action": "drop"}])
+    assert mistake.startswith("write_relabel_configs: is a key of Prometheus that this version does not support")
+
+
+def test_keys_that_ask_for_what_the_worker_does_anyway_pass(tmp_path: Path) -> None:
+    entry: dict[str, Any] = {
+        "send_exemplars": False,
+        "send_native_histograms": False,
+        "follow_redirects": False,
+        "protobuf_message": "prometheus.WriteRequest",
+        "oauth2": None,
+        "queue_config": {"max_shards": 200, "capacity": 1, "retry_on_http_429": True, "sample_age_limit": "0s"},
+    }
+    assert load_one(tmp_path, **entry) == DestinationSettings(name="prometheus:9090", url=URL)
+
+
+def test_keys_that_ask_for_something_else_say_what_would_pass(tmp_path: Path) -> None:
+    assert mistakes_in_one(tmp_path, send_exemplars=True, queue_config={"retry_on_http_429": False}) == [
+        "send_exemplars: is a key of Prometheus that this version does not support with another value than false; "
+        "remove it",
+        "queue_config.retry_on_http_429: is a key of Prometheus that this version does not support with another value "
+        "than true; remove it",
+    ]
+
+
+def test_a_url_with_a_password_is_refused_and_hidden(tmp_path: Path) -> None:
+    [mistake] = mistakes_in(tmp_path, [{"url": "https://user:hunter2@host/x"}])
+    assert mistake.startswith("remote_write[0].url (given: https://***@host/x): must not hold a user or password")
+
+
+@pytest.mark.parametrize("entries", [{"url": URL}, "remote_write: http://host\n", "remote_write: {url: x}\n"])
+def test_a_single_destination_is_still_a_list(tmp_path: Path, entries: object) -> None:
+    assert mistakes_in(tmp_path, entries) == [
+        "remote_write: must be a list: every destination starts with `- url: ...`"
+    ]
+
+
+def test_an_entry_is_a_mapping(tmp_path: Path) -> None:
+    assert mistakes_in(tmp_path, ["http://host", [], None, {}]) == [
+        "remote_write[0]: must be a mapping of keys to values, such as `- url: ...`",
+        "remote_write[1]: must be a mapping of keys to values, such as `- url: ...`",
+        "remote_write[2]: must be a mapping of keys to values, such as `- url: ...`",
+        "remote_write[3].url: is required",
+    ]
+
+
+@pytest.mark.parametrize("key", ["basic_auth", "tls_config", "queue_config", "authorization", "headers"])
+def test_a_block_that_is_no_block_is_refused_without_being_shown(tmp_path: Path, key: str) -> None:
+    for value in ("hunter2", ["hunter2"]):
+        [mistake] = mistakes_in_one(tmp_path, **{key: value})
+        assert mistake.startswith(f"{key}: must be a mapping of")
+        assert "hunter2" not in mistake
+
+
+def test_mistakes_of_several_entries_are_told_in_their_order(tmp_path: Path) -> None:
+    entries = [{"url": "x"}, {"url": URL, "remote_timeout": "1"}, {"url": URL + "${A}"}, {"nmae": "x"}]
+    assert [text.partition(" ")[0].rstrip(":") for text in mistakes_in(tmp_path, entries)] == [
+        "remote_write[0].url",
+        "remote_write[1].remote_timeout",
+        "remote_write[2].url",
+        "remote_write[3].nmae",
+        "remote_write[3].url",
+    ]
+
+
+def test_destinations_differ_in_name(tmp_path: Path) -> None:
+    entries = [{"url": URL, "name": "a"}, {"url": URL + "2", "name": "a"}, {"url": URL + "3"}, {"url": URL + "4"}]
+    assert mistakes_in(tmp_path, entries) == [
+        "remote_write[1].name (given: a): is also the name of remote_write[0]",
+        "remote_write[3].name: is required: remote_write[2] is called prometheus:9090, too, and deliveries are recorded "
+        "by name",
+    ]
+
+
+def test_the_same_destination_twice_would_send_everything_twice(tmp_path: Path) -> None:
+    entries = [{"url": URL, "name": "a"}, {"url": URL, "name": "b"}]
+    assert mistakes_in(tmp_path, entries) == [
+        f"remote_write[1].url (given: {URL}): is the same destination as remote_write[0]"
+    ]
+
+
+def test_two_tenants_at_one_url_are_two_destinations(tmp_path: Path) -> None:
+    entries = [
+        {"url": URL, "name": "a", "headers": {"X-Scope-OrgID": "1"}},
+        {"url": URL, "name": "b", "headers": {"X-Scope-OrgID": "2"}},
+    ]
+    assert [destination.name for destination in load_list(tmp_path, entries)] == ["a", "b"]
+
+
+def test_variables_define_one_destination_called_default() -> None:
+    settings = load_settings(
+        None,
+        TOKEN
+        | {
+            "REMOTE_WRITE_URL": URL,
+            "REMOTE_WRITE_USERNAME": "user",
+            "REMOTE_WRITE_PASSWORD": "pass",
+            "REMOTE_WRITE_TENANT": "team-a",
+        },
+    )
+    assert settings.destinations == (
+        DestinationSettings(
+            name="default",
+            url=URL,
+            headers={"X-Scope-OrgID": SecretStr("team-a")},
+            basic_auth=BasicAuth(username="user", password=SecretStr("pass")),
+        ),
+    )
+
+
+def test_variables_take_the_place_of_the_list_in_the_file(tmp_path: Path) -> None:
+    environ = TOKEN | {"REMOTE_WRITE_URL": "http://other/x", "REMOTE_WRITE_BEARER_TOKEN": "abc"}
+    assert load_list(tmp_path, [{"url": URL}], environ) == (
+        DestinationSettings(name="default", url="http://other/x", bearer_token=SecretStr("abc")),
+    )
+
+
+def test_a_url_in_the_file_and_a_password_in_the_environment_are_one_destination(tmp_path: Path) -> None:
+    file = f"remote_write_url: {URL}\nremote_write_username: user\n"
+    [destination] = load_list(tmp_path, file, TOKEN | {"REMOTE_WRITE_PASSWORD": "pass"})
+    assert destination.basic_auth == BasicAuth(username="user", password=SecretStr("pass"))
+
+
+def test_a_file_has_a_list_or_the_keys_of_one_destination(tmp_path: Path) -> None:
+    file = f"remote_write_url: {URL}\nremote_write: [{{url: {URL}}}]\n"
+    assert mistakes_in(tmp_path, file) == [
+        "remote_write: cannot be given together with remote_write_... keys; use the list alone"
+    ]
+
+
+def test_half_a_destination_is_a_mistake() -> None:
+    assert mistakes_in_variables(REMOTE_WRITE_URL=URL, REMOTE_WRITE_USERNAME="a") == [
+        "REMOTE_WRITE_PASSWORD: is required with REMOTE_WRITE_USERNAME"
+    ]
+    assert mistakes_in_variables(REMOTE_WRITE_URL=URL, REMOTE_WRITE_PASSWORD="a") == [
+        "REMOTE_WRITE_USERNAME: is required with REMOTE_WRITE_PASSWORD"
+    ]
+    assert mistakes_in_variables(REMOTE_WRITE_TENANT="a") == ["REMOTE_WRITE_URL: is required with REMOTE_WRITE_TENANT"]
+    assert mistakes_in_variables(
+        REMOTE_WRITE_URL=URL,
+        REMOTE_WRITE_USERNAME="a",
+        REMOTE_WRITE_PASSWORD="b",
+        REMOTE_WRITE_BEARER_TOKEN="c",
+    ) == [
+        "REMOTE_WRITE_BEARER_TOKEN: cannot be combined with a user name and password: a request has one Authorization "
+        "header"
+    ]

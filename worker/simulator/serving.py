@@ -36,10 +36,18 @@ async def serve(api: SimulatedApi, host: str = "127.0.0.1", port: int = 0) -> As
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         scope[CUT] = lambda end: _cut(state, scope["client"], end)
-        await api(scope, receive, send)
+        # A request is only cancelled once its connection is gone, which uvicorn takes for an ordinary end.
+        with contextlib.suppress(asyncio.CancelledError):
+            await api(scope, receive, send)
 
     config = uvicorn.Config(
-        app, lifespan="off", log_config=None, access_log=False, timeout_keep_alive=_KEEP_ALIVE_SECONDS
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        # A client's address must stay the one of its connection.
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
     )
     config.load()
     server = await asyncio.get_running_loop().create_server(
@@ -65,12 +73,14 @@ async def simulate(
 
 async def _end_all(state: ServerState) -> None:
     """End requests in flight and connections, so that nothing outlives the port."""
+    for connection in list(state.connections):
+        connection.transport.abort()
+    # The protocols hear of it in the next turn of the loop.
+    await asyncio.sleep(0)
     tasks = list(state.tasks)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    for connection in list(state.connections):
-        connection.transport.abort()
 
 
 def _cut(state: ServerState, client: tuple[str, int], end: End) -> None:

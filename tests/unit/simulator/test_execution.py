@@ -1,5 +1,7 @@
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -254,6 +256,20 @@ def test_the_oldest_range_that_is_allowed_is_answered() -> None:
     assert len(rows_by_zone(answer, MINUTES)[BUSY]) == 1
 
 
+def test_a_range_without_an_end_reaches_to_now() -> None:
+    text = f"""{{ viewer {{ zones(filter: {{zoneTag: "{BUSY}"}}) {{
+        zoneTag {HOURS}(limit: 10, filter: {{datetime_geq: "{iso(HOUR)}"}}) {{ dimensions {{ datetime }} }} }} }} }}"""
+    answer = execute(text, {}, None, world_of(FLEET, NOW + 1800))
+    assert len(rows_by_zone(answer, HOURS)[BUSY]) == 3
+    assert answer.asked[0].end == NOW + 1800
+
+
+def test_a_range_without_a_beginning_asks_for_what_is_too_old() -> None:
+    text = query(HOURS).replace("datetime_geq: $since, ", "").replace("$since: Time!, ", "")
+    answer = execute(text, {"tags": [BUSY], "until": iso(NOW)}, None, world_of(FLEET))
+    assert refused(answer)["message"].startswith("cannot request data older than 12w6d")
+
+
 @pytest.mark.parametrize("limit", [0, 10_001])
 def test_a_limit_outside_the_page_size_is_refused(limit: int) -> None:
     error = refused(ask(world_of(FLEET), query(HOURS, limit=limit), [BUSY], HOUR, HOUR + 3600))
@@ -397,6 +413,30 @@ def test_a_query_that_is_wrong_is_refused_as_a_bad_request(
     assert error["status"] == 400
     assert error["path"] is None
     assert complaint in error["message"]
+
+
+def shape(value: Any) -> Any:
+    """What is left of a JSON value without its data: names and types."""
+    match value:
+        case dict():
+            return {name: shape(below) for name, below in value.items()}
+        case list():
+            return [shape(below) for below in value[:1]]
+        case _:
+            return type(value)
+
+
+def test_an_answer_is_shaped_like_a_recorded_one() -> None:
+    path = Path(__file__).parents[4] / "shared" / "cloudflare" / "responses" / "zone_httpRequests1hGroups.json"
+    if not path.exists():
+        pytest.skip(f"no recorded answer at {path}")
+    (recorded,) = json.loads(path.read_text())["data"]["viewer"]["zones"]
+    answer = ask(world_of(FLEET), query(HOURS, fields=ALL_FIELDS), [BUSY], HOUR, HOUR + 3600)
+    (row,) = rows_by_zone(answer, HOURS)[BUSY]
+    for part, expected in shape(recorded[HOURS][0]).items():
+        for name, kind in expected.items():
+            # An empty map has no shape.
+            assert shape(row[part])[name] == kind or kind == []
 
 
 def test_a_boundary_between_days_is_midnight_utc() -> None:

@@ -1,3 +1,5 @@
+import operator
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import given
@@ -28,6 +30,18 @@ conditions = st.recursive(
 )
 
 
+_MEANINGS: dict[str, Callable[[int, Any], bool]] = {
+    "": operator.eq,
+    "geq": operator.ge,
+    "gt": operator.gt,
+    "leq": operator.le,
+    "lt": operator.lt,
+    "neq": operator.ne,
+    "in": lambda at, given: at in given,
+    "notin": lambda at, given: at not in given,
+}
+
+
 def lets_through(condition: dict[str, Any], minute: int) -> bool:
     """The same meaning, said once more in another way: minute by minute."""
     for name, value in condition.items():
@@ -38,16 +52,7 @@ def lets_through(condition: dict[str, Any], minute: int) -> bool:
         else:
             dimension, _, comparison = name.partition("_")
             truncated = minute - minute % WIDTHS[dimension]
-            holds = {
-                "": lambda at, given: at == given,
-                "geq": lambda at, given: at >= given,
-                "gt": lambda at, given: at > given,
-                "leq": lambda at, given: at <= given,
-                "lt": lambda at, given: at < given,
-                "neq": lambda at, given: at != given,
-                "in": lambda at, given: at in given,
-                "notin": lambda at, given: at not in given,
-            }[comparison](truncated, value)
+            holds = _MEANINGS[comparison](truncated, value)
         if not holds:
             return False
     return True

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -62,7 +63,8 @@ def test_the_truth_is_the_same_in_every_process() -> None:
             check=True,
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": "."},
+            cwd=Path(__file__).parents[3],
+            env={**os.environ, "PYTHONHASHSEED": seed},
         ).stdout.strip()
         for seed in ("1", "2")
     }
@@ -136,8 +138,14 @@ def test_every_map_adds_up_to_its_total(place: int, start: int, width: int) -> N
     assert truth.requests - truth.tls_version_requests.get("none", 0) == truth.encrypted_requests
     assert truth.country_requests.keys() == truth.country_response_bytes.keys() == truth.country_threats.keys()
     assert 1 <= truth.unique_visitors <= truth.requests
-    assert truth.cached_requests <= truth.requests
     assert truth.page_views <= truth.requests
+    for requests, response_bytes in (
+        (truth.cached_requests, truth.cached_response_bytes),
+        (truth.encrypted_requests, truth.encrypted_response_bytes),
+    ):
+        assert requests <= truth.requests
+        assert (requests == 0) == (response_bytes == 0)
+        assert (requests == truth.requests) == (response_bytes == truth.response_bytes)
 
 
 @settings(max_examples=60, deadline=None)

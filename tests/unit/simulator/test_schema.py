@@ -96,26 +96,22 @@ def test_a_query_for_all_of_a_dataset_is_valid() -> None:
         assert validate(SCHEMA, parse(text)) == []
 
 
+def rows(node: str, arguments: str, fields: str = "sum { requests }") -> str:
+    return f"{{ viewer {{ zones {{ {node}({arguments}) {{ {fields} }} }} }} }}"
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("{ viewer { zones { httpRequests1hGroups(filter: {}) { sum { requests } } } } }", "limit"),
-        ("{ viewer { zones { httpRequests1hGroups(limit: 1) { sum { requests } } } } }", "filter"),
-        ("{ viewer { zones { httpRequests1hGroups(limit: 1, filter: {}) { count } } } }", "count"),
-        ('{ viewer { zones { httpRequests1hGroups(limit: "1", filter: {}) { sum { requests } } } } }', "uint64"),
-        ("{ viewer { zones { httpRequests1hGroups(limit: -1, filter: {}) { sum { requests } } } } }", "uint64"),
-        (
-            '{ viewer { zones { httpRequests1hGroups(limit: 1, filter: {datetime_geq: "2026-02-22"}) { sum { requests } } } } }',
-            "Time",
-        ),
-        (
-            '{ viewer { zones { httpRequests1dGroups(limit: 1, filter: {date: "2026-02-30"}) { sum { requests } } } } }',
-            "Date",
-        ),
-        (
-            '{ viewer { zones { httpRequests1dGroups(limit: 1, filter: {datetime_geq: "2026-02-22T00:00:00Z"}) { sum { requests } } } } }',
-            "datetime_geq",
-        ),
+        (rows("httpRequests1hGroups", "filter: {}"), "limit"),
+        (rows("httpRequests1hGroups", "limit: 1"), "filter"),
+        (rows("httpRequests1hGroups", "limit: 1, filter: {}", "count"), "count"),
+        (rows("httpRequests1hGroups", 'limit: "1", filter: {}'), "uint64"),
+        (rows("httpRequests1hGroups", "limit: -1, filter: {}"), "uint64"),
+        (rows("httpRequests1hGroups", "limit: 1, filter: {}, orderBy: [sum_countryMap_ASC]"), "OrderBy"),
+        (rows("httpRequests1hGroups", 'limit: 1, filter: {datetime_geq: "2026-02-22"}'), "Time"),
+        (rows("httpRequests1dGroups", 'limit: 1, filter: {date: "2026-02-30"}'), "Date"),
+        (rows("httpRequests1dGroups", 'limit: 1, filter: {datetime_geq: "2026-02-22T00:00:00Z"}'), "datetime_geq"),
         ("query ($tag: String!) { viewer { zones(filter: {zoneTag: $tag}) { zoneTag } } }", "String"),
     ],
 )

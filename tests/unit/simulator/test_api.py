@@ -1,0 +1,366 @@
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.clocks import ManualClock
+from tests.unit.simulator.oracle import expected_samples
+from tests.unit.simulator.worlds import ALL_FIELDS, NOW, enterprise, iso, query
+from worker.simulator.api import ACCEPTED_BEARER, SimulatedApi
+from worker.simulator.faults import (
+    FieldDenied,
+    GraphqlError,
+    HttpStatus,
+    Incident,
+    MalformedJson,
+    Surface,
+    TokenRevoked,
+    ZoneChanged,
+    ZoneMissing,
+)
+from worker.simulator.fleet import Plan, ZoneStatus
+from worker.simulator.quota import QuotaLimits
+from worker.simulator.refusals import Dialect, RefusalKind
+
+FLEET = enterprise()
+BUSY, STEADY, *_ = (zone.tag for zone in FLEET.zones)
+HOURS = "httpRequests1hGroups"
+MINUTES = "httpRequests1mGroups"
+HOUR = NOW - 7_200
+
+
+class Client:
+    """A client of one simulated API, without a port between them."""
+
+    def __init__(self, api: SimulatedApi, clock: ManualClock) -> None:
+        self.api = api
+        self.clock = clock
+        self.http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(api),
+            base_url="http://api",
+            headers={"Authorization": f"Bearer {ACCEPTED_BEARER}"},
+        )
+
+    async def get(self, path: str, **parameters: str) -> httpx.Response:
+        return await self.http.get(f"/client/v4{path}", params=parameters)
+
+    async def post(self, text: str, **variables: Any) -> httpx.Response:
+        return await self.http.post("/client/v4/graphql", json={"query": text, "variables": variables})
+
+    async def hour(self, *tags: str, fields: str = "sum { requests }") -> httpx.Response:
+        return await self.post(
+            query(HOURS, fields=fields), tags=tags or [BUSY], since=iso(HOUR), until=iso(HOUR + 3600)
+        )
+
+    async def zone_names(self) -> list[str]:
+        return [zone["name"] for zone in (await self.get("/zones")).json()["result"]]
+
+
+def client_of(**options: Any) -> Client:
+    clock = ManualClock(NOW)
+    return Client(SimulatedApi(FLEET, clock, **options), clock)
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    made = client_of()
+    async with made.http:
+        yield made
+
+
+def zones_of(response: httpx.Response) -> dict[str, list[dict[str, Any]]]:
+    body = response.json()
+    assert body["errors"] is None
+    return {zone["zoneTag"]: zone[HOURS] for zone in body["data"]["viewer"]["zones"]}
+
+
+async def test_an_accepted_token_is_verified(client: Client) -> None:
+    response = await client.get("/user/tokens/verify")
+    assert response.status_code == 200
+    assert response.json()["result"]["status"] == "active"
+    assert ACCEPTED_BEARER not in response.text
+
+
+@pytest.mark.parametrize(
+    ("header", "path", "status", "code"),
+    [
+        (None, "/zones", 400, 9_106),
+        (None, "/user/tokens/verify", 400, 9_106),
+        ("Basic abc", "/zones", 400, 6_003),
+        ("Bearer", "/zones", 400, 6_003),
+        ("Bearer wrong", "/zones", 403, 10_000),
+        ("Bearer wrong", "/accounts", 403, 10_000),
+        ("Bearer wrong", "/user/tokens/verify", 401, 1_000),
+    ],
+)
+async def test_a_token_that_is_missing_or_wrong_is_refused(
+    client: Client, header: str | None, path: str, status: int, code: int
+) -> None:
+    del client.http.headers["Authorization"]
+    headers = {} if header is None else {"Authorization": header}
+    response = await client.http.get(f"/client/v4{path}", headers=headers)
+    assert response.status_code == status
+    assert response.json()["errors"][0]["code"] == code
+    assert response.json()["success"] is False
+
+
+async def test_a_query_without_a_good_token_is_refused_in_an_envelope(client: Client) -> None:
+    response = await client.http.post(
+        "/client/v4/graphql", json={"query": "{ cost }"}, headers={"Authorization": "Bearer wrong"}
+    )
+    assert response.status_code == 403
+    assert response.json()["errors"] == [{"code": 10_000, "message": "Authentication error"}]
+
+
+async def test_accounts_and_zones_are_listed(client: Client) -> None:
+    accounts = (await client.get("/accounts", per_page="50")).json()["result"]
+    assert [account["id"] for account in accounts] == [account.tag for account in FLEET.accounts]
+    zones = (await client.get("/zones", **{"account.id": FLEET.accounts[0].tag})).json()["result"]
+    assert [zone["id"] for zone in zones] == [zone.tag for zone in FLEET.zones[::2]]
+
+
+async def test_an_answer_holds_the_truth_and_null_for_errors(client: Client) -> None:
+    response = await client.hour(BUSY, STEADY)
+    truth = FLEET.bucket(BUSY, HOUR, 3600)
+    assert truth is not None
+    assert zones_of(response)[BUSY] == [{"dimensions": {"datetime": iso(HOUR)}, "sum": {"requests": truth.requests}}]
+    assert response.headers["Content-Type"] == "application/json"
+    assert '"errors":null' in response.text
+
+
+async def test_integers_past_two_to_the_53_are_written_out(client: Client) -> None:
+    vast = FLEET.zones[4].tag
+    truth = FLEET.bucket(vast, HOUR, 3600)
+    assert truth is not None
+    assert truth.response_bytes > 2**53
+    assert f'"bytes":{truth.response_bytes}' in (await client.hour(vast, fields="sum { bytes }")).text
+
+
+async def test_a_body_that_is_no_query_is_a_bad_request(client: Client) -> None:
+    for body in (b"", b"{", b'{"variables": {}}', b'{"query": 1}'):
+        response = await client.http.post("/client/v4/graphql", content=body)
+        assert response.status_code == 400
+        assert response.json()["success"] is False
+
+
+async def test_the_query_after_the_quota_is_refused_for_five_minutes() -> None:
+    client = client_of(quota=QuotaLimits(graphql_requests=3))
+    assert [(await client.post("{ cost }")).status_code for _ in range(3)] == [200] * 3
+    refused = await client.post("{ cost }")
+    assert refused.status_code == 429
+    assert refused.json() == {
+        "data": None,
+        "errors": [
+            {
+                "message": "rate limiter budget depleted, try again after 5 minutes",
+                "path": None,
+                "extensions": {"code": "budget", "timestamp": "2025-06-17T15:00:00.000000000Z"},
+            }
+        ],
+    }
+    assert (await client.get("/zones")).status_code == 200
+    await client.clock.advance(299)
+    assert (await client.post("{ cost }")).status_code == 429
+    await client.clock.advance(1)
+    assert (await client.post("{ cost }")).status_code == 200
+
+
+async def test_in_the_earlier_dialect_a_depleted_budget_has_status_200() -> None:
+    client = client_of(quota=QuotaLimits(graphql_requests=0), dialect=Dialect.EARLIER)
+    refused = await client.post("{ cost }")
+    assert refused.status_code == 200
+    assert refused.json()["errors"][0]["message"] == "rate limiter budget depleted, please try again later"
+
+
+async def test_the_request_after_the_general_quota_is_refused_everywhere() -> None:
+    client = client_of(quota=QuotaLimits(all_requests=2))
+    await client.get("/zones")
+    await client.post("{ cost }")
+    for refused in (await client.get("/zones"), await client.post("{ cost }")):
+        assert refused.status_code == 429
+        assert refused.json()["errors"][0]["code"] == 971
+        assert refused.headers["Retry-After"] == "300"
+
+
+async def test_the_budget_that_is_left_can_be_asked_for(client: Client) -> None:
+    await client.post("{ cost }")
+    assert (await client.post("{ cost viewer { budget } }")).json()["data"] == {"cost": 1, "viewer": {"budget": 298}}
+
+
+async def test_an_outage_answers_nothing_but_its_status(client: Client) -> None:
+    client.api.faults.add(HttpStatus(status=503, retry_after_seconds=7))
+    for response in (await client.get("/zones"), await client.hour()):
+        assert response.status_code == 503
+        assert response.headers["Retry-After"] == "7"
+    client.api.faults.clear()
+    assert (await client.hour()).status_code == 200
+    assert client.api.faults.hits == {"http_status": 2}
+    assert client.api.stats.statuses == {503: 2, 200: 1}
+
+
+async def test_a_fault_may_hit_only_queries_or_only_the_rest(client: Client) -> None:
+    client.api.faults.add(HttpStatus(on=Surface.GRAPHQL))
+    assert (await client.get("/zones")).status_code == 200
+    assert (await client.hour()).status_code == 503
+    client.api.faults.clear()
+    client.api.faults.add(HttpStatus(on=Surface.REST))
+    assert (await client.get("/zones")).status_code == 503
+    assert (await client.hour()).status_code == 200
+
+
+async def test_a_page_of_html_may_come_with_status_200(client: Client) -> None:
+    client.api.faults.add(HttpStatus(status=200, is_html=True))
+    response = await client.hour()
+    assert response.status_code == 200
+    assert response.text.startswith("<!DOCTYPE html>")
+
+
+async def test_malformed_json_is_whole_for_http(client: Client) -> None:
+    client.api.faults.add(MalformedJson())
+    response = await client.hour()
+    assert response.status_code == 200
+    with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
+        response.json()
+
+
+async def test_a_revoked_token_is_refused_until_it_is_restored(client: Client) -> None:
+    client.api.faults.add(TokenRevoked(count=2))
+    assert (await client.get("/user/tokens/verify")).status_code == 401
+    assert (await client.hour()).status_code == 403
+    assert (await client.hour()).status_code == 200
+
+
+@pytest.mark.parametrize("kind", list(RefusalKind))
+async def test_every_kind_of_graphql_error_can_be_made_up(client: Client, kind: RefusalKind) -> None:
+    client.api.faults.add(GraphqlError(error=kind, count=1))
+    body = (await client.hour(BUSY, STEADY)).json()
+    assert body["data"] is None
+    (error,) = body["errors"]
+    assert error["message"]
+    assert len(zones_of(await client.hour(BUSY, STEADY))) == 2
+
+
+async def test_a_made_up_error_may_be_about_one_zone_and_dataset(client: Client) -> None:
+    client.api.faults.add(GraphqlError(error=RefusalKind.PATH_ACCESS, zone=STEADY, node=HOURS))
+    assert (await client.hour(BUSY)).json()["errors"] is None
+    response = await client.hour(BUSY, STEADY)
+    assert response.status_code == 403
+    assert response.json()["errors"][0]["message"] == f"zone '{STEADY}' does not have access to the path"
+    assert response.json()["errors"][0]["path"] == ["viewer", "zones", "1", HOURS]
+    assert client.api.faults.hits == {"graphql_error": 1}
+
+
+async def test_a_made_up_error_may_have_any_status_and_text(client: Client) -> None:
+    client.api.faults.add(GraphqlError(error=RefusalKind.UNABLE, status=502, message="who knows"))
+    response = await client.hour()
+    assert response.status_code == 502
+    assert response.json()["errors"][0]["message"] == "who knows"
+
+
+async def test_an_error_may_come_with_the_data_of_the_other_zones(client: Client) -> None:
+    client.api.faults.add(GraphqlError(error=RefusalKind.UNABLE, zone=STEADY, is_partial=True))
+    body = (await client.hour(BUSY, STEADY)).json()
+    assert len(body["errors"]) == 1
+    rows = {zone["zoneTag"]: zone[HOURS] for zone in body["data"]["viewer"]["zones"]}
+    assert rows[STEADY] == []
+    assert len(rows[BUSY]) == 1
+
+
+async def test_a_query_that_fails_anyhow_does_not_use_up_a_fault(client: Client) -> None:
+    client.api.faults.add(GraphqlError(error=RefusalKind.UNABLE, count=1))
+    assert (await client.post("{ nothing }")).status_code == 400
+    assert (await client.hour()).json()["errors"][0]["message"] == "unable to execute query"
+
+
+async def test_a_zone_can_be_removed_and_added_again(client: Client) -> None:
+    client.api.faults.add(ZoneMissing(zone=STEADY))
+    assert FLEET.zones[1].name not in await client.zone_names()
+    assert list(zones_of(await client.hour(BUSY, STEADY))) == [BUSY]
+    client.api.faults.clear()
+    assert FLEET.zones[1].name in await client.zone_names()
+
+
+async def test_a_zone_can_be_dropped_from_answers_only(client: Client) -> None:
+    client.api.faults.add(ZoneMissing(zone=STEADY, on=Surface.GRAPHQL))
+    assert FLEET.zones[1].name in await client.zone_names()
+    assert list(zones_of(await client.hour(BUSY, STEADY))) == [BUSY]
+
+
+async def test_a_zone_can_change_its_name_plan_and_status(client: Client) -> None:
+    client.api.faults.add(ZoneChanged(zone=BUSY, name="new.example", plan=Plan.FREE, status=ZoneStatus.PENDING))
+    (zone,) = (await client.get("/zones", name="new.example")).json()["result"]
+    assert (zone["id"], zone["plan"]["legacy_id"], zone["status"]) == (BUSY, "free", "pending")
+    answer = await client.post(query(MINUTES), tags=[BUSY], since=iso(HOUR), until=iso(HOUR + 60))
+    assert "does not have access to the path" in answer.json()["errors"][0]["message"]
+
+
+async def test_a_field_can_be_denied(client: Client) -> None:
+    client.api.faults.add(FieldDenied(zone=BUSY, node=HOURS, field="sum_countryMap"))
+    answer = await client.hour(fields="sum { countryMap { requests } }")
+    assert answer.json()["errors"][0]["message"] == f"zone '{BUSY}' does not have access to the field 'countrymap'"
+    assert (await client.hour()).json()["errors"] is None
+
+
+async def test_an_incident_hides_traffic_until_its_delay_is_over(client: Client) -> None:
+    before = zones_of(await client.hour())[BUSY]
+    client.api.faults.add(Incident(start=HOUR, end=HOUR + 3600, delay_seconds=4 * 3600))
+    assert zones_of(await client.hour())[BUSY] == []
+    await client.clock.advance(3 * 3600)
+    assert zones_of(await client.hour())[BUSY] == before
+
+
+async def test_a_part_of_the_traffic_may_come_late_so_that_a_bucket_drifts(client: Client) -> None:
+    after = zones_of(await client.hour())[BUSY][0]["sum"]["requests"]
+    client.api.faults.add(Incident(start=HOUR, end=HOUR + 3600, delay_seconds=4 * 3600, percent=10))
+    first = zones_of(await client.hour())[BUSY][0]["sum"]["requests"]
+    assert 0.88 < first / after < 0.91
+
+
+async def test_the_admin_endpoint_puts_faults_up_shows_them_and_clears_them(client: Client) -> None:
+    shown = await client.http.post("/admin/faults", json={"kind": "http_status", "status": 502, "count": 2})
+    assert shown.status_code == 200
+    assert (await client.hour()).status_code == 502
+    (fault,) = (await client.http.get("/admin/faults")).json()
+    assert (fault["kind"], fault["status"], fault["count"]) == ("http_status", 502, 1)
+    more = await client.http.post("/admin/faults", json=[{"kind": "slow", "seconds": 1}, {"kind": "token_revoked"}])
+    assert len(more.json()) == 3
+    assert (await client.http.delete("/admin/faults")).json() == []
+    assert (await client.hour()).status_code == 200
+
+
+async def test_the_admin_endpoint_says_what_is_wrong_with_a_fault(client: Client) -> None:
+    response = await client.http.post("/admin/faults", json={"kind": "http_status", "status": "bad"})
+    assert response.status_code == 400
+    assert "$.status" in response.text
+
+
+async def test_requests_are_counted_by_kind_and_over_time(client: Client) -> None:
+    await client.get("/zones")
+    await client.hour()
+    await client.clock.advance(400)
+    await client.hour(BUSY, STEADY)
+    client.api.faults.add(HttpStatus(on=Surface.GRAPHQL))
+    await client.hour()
+    assert (await client.http.get("/admin/stats")).json() == {
+        "requests": {"zones": 1, "graphql": 3},
+        "statuses": {"200": 3, "503": 1},
+        "most_queries_in_5_minutes": 2,
+        "faults": {"http_status": 1},
+    }
+    assert client.api.stats.query_times == [NOW, NOW + 400, NOW + 400]
+    assert [record.asked[0].zone_tags for record in client.api.stats.queries] == [(BUSY,), (BUSY, STEADY)]
+
+
+async def test_the_expected_samples_of_a_bucket_follow_from_its_truth(client: Client) -> None:
+    (row,) = zones_of(await client.hour(fields=ALL_FIELDS))[BUSY]
+    samples = expected_samples(FLEET.zones[0], FLEET.bucket(BUSY, HOUR, 3600))
+    common = {("zone", FLEET.zones[0].name), ("zone_id", BUSY), ("account", FLEET.accounts[0].name)}
+    assert samples["cloudflare_zone_requests", frozenset(common)] == row["sum"]["requests"]
+    assert samples["cloudflare_zone_unique_visitors", frozenset(common)] == row["uniq"]["uniques"]
+    for element in row["sum"]["countryMap"]:
+        labels = frozenset(common | {("country", element["clientCountryName"])})
+        assert samples["cloudflare_zone_country_threats", labels] == element["threats"]
+    empty = expected_samples(FLEET.zones[0], None)
+    assert len(empty) == 9
+    assert set(empty.values()) == {0.0}

@@ -9,6 +9,8 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -135,6 +137,8 @@ class SimulatedApi:
                 response = await answering(request, token, now)
         if fault is not None:
             response = await wire.broken(fault, response, self._clock)
+        # The API's own time, which accelerated or moved clocks make another than the machine's.
+        response.headers["Date"] = format_datetime(datetime.fromtimestamp(now, UTC), usegmt=True)
         self.stats.statuses[0 if isinstance(fault, ConnectionReset) else response.status_code] += 1
         return response
 

@@ -44,6 +44,7 @@ async def serve(api: SimulatedApi, host: str = "127.0.0.1", port: int = 0) -> As
         app,
         lifespan="off",
         log_config=None,
+        date_header=False,
         access_log=False,
         # A client's address must stay the one of its connection.
         proxy_headers=False,

@@ -1,11 +1,12 @@
 from collections.abc import AsyncIterator
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.clocks import ManualClock
-from tests.unit.simulator.oracle import expected_samples
+from tests.truth import expected_samples
 from tests.unit.simulator.worlds import ALL_FIELDS, NOW, enterprise, iso, query
 from worker.simulator.api import ACCEPTED_BEARER, SimulatedApi
 from worker.simulator.faults import (
@@ -355,12 +356,20 @@ async def test_requests_are_counted_by_kind_and_over_time(client: Client) -> Non
 async def test_the_expected_samples_of_a_bucket_follow_from_its_truth(client: Client) -> None:
     (row,) = zones_of(await client.hour(fields=ALL_FIELDS))[BUSY]
     samples = expected_samples(FLEET.zones[0], FLEET.bucket(BUSY, HOUR, 3600))
-    common = {("zone", FLEET.zones[0].name), ("zone_id", BUSY), ("account", FLEET.accounts[0].name)}
-    assert samples["cloudflare_zone_requests", frozenset(common)] == row["sum"]["requests"]
-    assert samples["cloudflare_zone_unique_visitors", frozenset(common)] == row["uniq"]["uniques"]
+    of_zone = {("zone", FLEET.zones[0].name), ("zone_id", BUSY), ("account", FLEET.accounts[0].name)}
+
+    def sample(name: str, *labels: tuple[str, str]) -> float:
+        return samples[frozenset(of_zone | {("__name__", f"cloudflare_zone_{name}"), *labels})]
+
+    assert sample("requests") == row["sum"]["requests"]
+    assert sample("unique_visitors") == row["uniq"]["uniques"]
     for element in row["sum"]["countryMap"]:
-        labels = frozenset(common | {("country", element["clientCountryName"])})
-        assert samples["cloudflare_zone_country_threats", labels] == element["threats"]
+        assert sample("country_threats", ("country", element["clientCountryName"])) == element["threats"]
     empty = expected_samples(FLEET.zones[0], None)
     assert len(empty) == 9
     assert set(empty.values()) == {0.0}
+
+
+async def test_the_date_of_an_answer_is_the_time_of_the_api_and_not_of_the_machine(client: Client) -> None:
+    response = await client.get("/user/tokens/verify")
+    assert parsedate_to_datetime(response.headers["date"]).timestamp() == NOW

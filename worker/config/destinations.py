@@ -176,7 +176,7 @@ def _destination(
         return files.get(path, f"{where}.{path}")
 
     try:
-        valid = RemoteWriteEntry.model_validate(entry, by_alias=True, by_name=False)
+        valid = RemoteWriteEntry.model_validate(entry)
     except ValidationError as error:
         mistakes.add_invalid(error, setting_at)
         return None

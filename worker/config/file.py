@@ -1,8 +1,8 @@
 """The YAML file: from bytes to mappings, lists and texts.
 
 Every scalar stays the text that stands in the file, as an environment variable would hold it: `010` keeps its zero, a
-zone id made of digits stays an id, and one parser reads both. Promises that a key given twice, a tag, a placeholder or
-a syntax error is a mistake with its line, and that no such message repeats a value of the file.
+zone id made of digits stays an id, and one parser reads both. Promises that a syntax error, a tag and a key given
+twice are mistakes with their line and a placeholder one with its name, and that no such message repeats a value.
 
 Knows no setting by name.
 """
@@ -47,9 +47,9 @@ class _Loader(SafeConstructor, yaml.BaseLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 line = key.start_mark.line + 1
-                first = lines.setdefault(key.value, line)
-                if first != line:
-                    self.repeated.append((key.value, first, line))
+                if key.value in lines:
+                    self.repeated.append((key.value, lines[key.value], line))
+                lines.setdefault(key.value, line)
         return node
 
 

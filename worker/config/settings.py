@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -21,8 +21,6 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
@@ -199,22 +197,18 @@ class QueueSettings(Section):
     min_backoff_seconds: Annotated[float, _duration(0.001, 3600), Field(validation_alias="min_backoff")] = 1.0
     """Pause after the first failure; doubled after each further one."""
 
-    max_backoff_seconds: Annotated[
-        float, _duration(0.001, 3600), Field(validation_alias="max_backoff", validate_default=True)
-    ] = 60.0
+    max_backoff_seconds: Annotated[float, _duration(0.001, 3600), Field(validation_alias="max_backoff")] = 60.0
     """Longest pause between two attempts.
 
     A minute: a receiver that is back is found within it, and one that is down gets 1,440 requests a day.
     """
 
-    @field_validator("max_backoff_seconds")
-    @classmethod
-    def _the_longest_pause_is_not_the_shorter_one(cls, longest: float, info: ValidationInfo) -> float:
-        shortest = info.data.get("min_backoff_seconds", 0)
-        if longest < shortest:
-            problem = f"must not be less than min_backoff ({values.duration_text(shortest)})"
-            raise InvalidValueError(values.duration_text(longest), problem)
-        return longest
+    @model_validator(mode="after")
+    def _the_longest_pause_is_not_the_shorter_one(self) -> Self:
+        if self.max_backoff_seconds < self.min_backoff_seconds:
+            shortest, longest = map(values.duration_text, (self.min_backoff_seconds, self.max_backoff_seconds))
+            raise InvalidValueError(None, f"min_backoff ({shortest}) must not be more than max_backoff ({longest})")
+        return self
 
 
 class DestinationSettings(Section):

@@ -55,10 +55,11 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
 
 
 def test_a_key_given_twice_is_a_mistake_with_both_lines_at_every_level(tmp_path: Path) -> None:
-    message = refused(tmp_path, "a: 1\nb:\n  - url: x\n    url: y\n  - url: z\n    url: z\na: 2\n")
+    message = refused(tmp_path, "a: 1\nb:\n  - url: x\n    url: y\n  - url: z\n    url: z\na: 2\nc: {d: 1, d: 1}\n")
     assert f"{tmp_path}/config.yml:4: url is given a second time; the first is on line 3" in message
     assert f"{tmp_path}/config.yml:6: url is given a second time; the first is on line 5" in message
     assert f"{tmp_path}/config.yml:7: a is given a second time; the first is on line 1" in message
+    assert f"{tmp_path}/config.yml:8: d is given a second time; the first is on line 8" in message
 
 
 @pytest.mark.parametrize(

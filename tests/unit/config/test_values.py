@@ -1,3 +1,4 @@
+import contextlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -57,10 +58,8 @@ def test_a_window_of_half_a_second_is_refused_where_seconds_are_whole() -> None:
 
 @given(st.text())
 def test_any_text_is_a_duration_or_a_mistake(text: str) -> None:
-    try:
+    with contextlib.suppress(InvalidValueError):
         assert 0 <= duration(text) <= TEN_YEARS
-    except InvalidValueError as invalid:
-        assert invalid.given is not None
 
 
 @pytest.mark.parametrize(

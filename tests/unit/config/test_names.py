@@ -1,0 +1,93 @@
+import re
+
+from pydantic import SecretStr
+
+from worker.cloudflare.catalogue import DATASETS
+from worker.config import (
+    DESTINATION_KEYS,
+    KNOWN_DATASETS,
+    SECRET_FILE_KEYS,
+    SETTINGS,
+    DestinationSettings,
+    TlsSettings,
+    describe,
+    load_settings,
+)
+
+NAMES = """
+    CF_API_TOKEN CF_API_URL CF_ACCOUNTS CF_ZONES CF_EXCLUDE_ZONES CF_DATASETS CF_BUCKET_SECONDS CF_DELAY_SECONDS
+    CF_COLLECTION_INTERVAL_SECONDS CF_REPLAY_HOURS CF_BACKFILL_MAX_HOURS CF_SAMPLE_TIMESTAMP REMOTE_WRITE_URL
+    REMOTE_WRITE_USERNAME REMOTE_WRITE_PASSWORD REMOTE_WRITE_BEARER_TOKEN REMOTE_WRITE_TENANT LEDGER_PATH
+    LEDGER_RETENTION_HOURS LEDGER_MAX_BYTES LISTEN_ADDRESS LOG_LEVEL LOG_FORMAT
+"""
+ENVIRON = {
+    "CF_API_TOKEN": "canary-token",
+    "CF_ZONES": "a.example,b.example",
+    "REMOTE_WRITE_URL": "https://host/x?key=canary-key",
+    "REMOTE_WRITE_USERNAME": "user",
+    "REMOTE_WRITE_PASSWORD": "canary-password",
+    "REMOTE_WRITE_TENANT": "canary-tenant",
+}
+
+
+def test_the_settings_are_those_that_users_were_promised() -> None:
+    assert [setting.name for setting in SETTINGS] == NAMES.split()
+
+
+def test_every_setting_and_key_says_what_it_means_in_one_line() -> None:
+    for setting in (*SETTINGS, *DESTINATION_KEYS):
+        assert re.fullmatch(r"[A-Z`].*\.", setting.meaning), setting.name
+
+
+def test_secrets_are_known_for_secrets() -> None:
+    assert {setting.name for setting in SETTINGS if setting.secret} == {
+        "CF_API_TOKEN",
+        "REMOTE_WRITE_PASSWORD",
+        "REMOTE_WRITE_BEARER_TOKEN",
+    }
+    secret = {key.name for key in DESTINATION_KEYS if key.secret}
+    assert secret == {"headers", "basic_auth.password", "bearer_token", "authorization.credentials"}
+    assert secret - {"headers"} <= set(SECRET_FILE_KEYS) <= {key.name for key in DESTINATION_KEYS}
+
+
+def test_only_the_token_has_no_default() -> None:
+    assert [setting.name for setting in SETTINGS if setting.required] == ["CF_API_TOKEN"]
+
+
+def test_defaults_are_written_as_users_would_write_them() -> None:
+    defaults = {setting.name: setting.default for setting in (*SETTINGS, *DESTINATION_KEYS)}
+    assert defaults["CF_BUCKET_SECONDS"] == "3600"
+    assert defaults["CF_SAMPLE_TIMESTAMP"] == "start"
+    assert defaults["CF_ZONES"] == ""
+    assert defaults["LEDGER_PATH"] == "./data/ledger.db"
+    assert defaults["LEDGER_MAX_BYTES"] == "10GiB"
+    assert defaults["LISTEN_ADDRESS"] == "0.0.0.0:9845"
+    assert defaults["remote_timeout"] == "30s"
+    assert defaults["queue_config.min_backoff"] == "1s"
+    assert defaults["tls_config.insecure_skip_verify"] == "false"
+
+
+def test_a_dataset_can_be_named_if_and_only_if_the_catalogue_has_it() -> None:
+    assert set(KNOWN_DATASETS) == set(DATASETS)
+
+
+def test_what_is_in_force_is_told_without_secrets() -> None:
+    lines = dict(describe(load_settings(None, ENVIRON)))
+    assert lines["CF_API_TOKEN"] == "**********"
+    assert lines["CF_ZONES"] == "a.example,b.example"
+    assert lines["remote_write[0].name"] == "default"
+    assert lines["remote_write[0].url"] == "https://host/x?***"
+    assert lines["remote_write[0].basic_auth.username"] == "user"
+    assert lines["remote_write[0].basic_auth.password"] == "**********"
+    assert lines["remote_write[0].headers"] == "X-Scope-OrgID: **********"
+    assert lines["remote_write[0].queue_config.max_backoff"] == "1m"
+    assert "CF_ACCOUNTS" not in lines
+    assert "remote_write[0].bearer_token" not in lines
+    assert "canary" not in str(lines)
+
+
+def test_a_destination_in_code_shows_no_secret_either() -> None:
+    destination = DestinationSettings(
+        name="a", url="https://host/x?key=canary", bearer_token=SecretStr("canary"), tls=TlsSettings(server_name="b")
+    )
+    assert "canary" not in f"{destination!r} {destination} {destination.shown_url}"

@@ -7,6 +7,7 @@ way comes back as `Refused`. Knows nothing of queries, zones or windows.
 
 import asyncio
 import logging
+import re
 import zlib
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from worker import __version__
 from worker.clock import Clock
 from worker.cloudflare.errors import ApiFailure, ErrorKind, classify, one_line
 from worker.cloudflare.quota import Api, Lease, Paused, Quota
+from worker.errors import UsageError
 
 # A query over ten zones is answered within a few seconds; whatever takes longer is not coming.
 DEADLINE_SECONDS = 30.0
@@ -28,6 +30,8 @@ PAUSE_SECONDS = 300.0
 # The loops ask one thing at a time; a few connections more serve a command that runs beside them.
 _LIMITS = httpx.Limits(max_connections=8, max_keepalive_connections=4)
 _GZIP = 16 + zlib.MAX_WBITS  # zlib's way to say "gzip header and trailer"
+
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 OnRequest = Callable[[Api, str, float], None]
 """Told of every exchange: which API, "ok" or the kind of error, and how many seconds it took."""
@@ -52,9 +56,16 @@ class Refused:
 
 
 class TokenAuth(httpx.Auth):
-    """Puts the API token into the one header where it belongs, and shows it nowhere else."""
+    """Puts the API token into the one header where it belongs, and shows it nowhere else.
+
+    UsageError for a token with a character that RFC 6750 (2.1) does not allow in one: it could not be sent, and an
+    escaped form of it might end up in somebody's error text.
+    """
 
     def __init__(self, token: str) -> None:
+        if not _TOKEN.fullmatch(token):
+            message = "CF_API_TOKEN is empty or has a character that no API token has, such as a space or a line break"
+            raise UsageError(message)
         self._token = token
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
@@ -64,7 +75,7 @@ class TokenAuth(httpx.Auth):
     def redacted(self, body: bytes) -> bytes:
         """A body without the token, should the other side have echoed it."""
         token = self._token.encode()
-        return body.replace(token, b"***") if token and token in body else body
+        return body.replace(token, b"***") if token in body else body
 
     def __repr__(self) -> str:
         return "TokenAuth(***)"
@@ -163,10 +174,10 @@ class CloudflareClient:
         except TimeoutError:
             return _failed(ErrorKind.NETWORK, f"no complete answer within {self._deadline_seconds:g} s")
         except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
-            text = self._auth.redacted(str(error).encode()).decode()
+            text = self._auth.redacted(str(error).encode()).decode() or "the connection broke off"
             return _failed(ErrorKind.NETWORK, f"{type(error).__name__}: {text}")
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            # The text of these may repeat a header of the request, and with it the token in some escaped form.
+            # The text of these may repeat parts of the request.
             return _failed(ErrorKind.NETWORK, f"the request could not be sent: {type(error).__name__}")
         if isinstance(body, ApiFailure):
             return Refused((body,))

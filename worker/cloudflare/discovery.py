@@ -120,8 +120,9 @@ async def list_zones(
         listed = await _all_pages(client, "/accounts", {}, _Page[_Account])
         if isinstance(listed, list):
             known_accounts = listed
-        # Reading accounts is a permission of its own, and the zones name their accounts too.
-        elif listed.kind is not ErrorKind.AUTH_SCOPE:
+        # Reading accounts is a permission of its own, and Cloudflare may speak of its lack as of a wrong token. The
+        # zones name their accounts too, and listing them tells whether the token really is wrong.
+        elif listed.kind not in (ErrorKind.AUTH_SCOPE, ErrorKind.TOKEN):
             return listed
         matching = [account.id for account in known_accounts if _fits(accounts, account.id, account.name)]
         if all(any(_fits([given], each.id, each.name) for each in known_accounts) for given in accounts):

@@ -9,8 +9,8 @@ query is taken apart until the refusal concerns one zone, or is about a size tha
     the error names nothing             half the zones, until one is left
 
 Promises that every window of every zone asked ends in exactly one answer, and that a group of ten zones and sixty
-windows costs at most 1 + RETRIES_PER_GROUP queries. What Cloudflare failed to answer is not asked again: when to try
-again is for the caller to say.
+windows costs at most 1 + RETRIES_PER_GROUP queries (where smaller limits were learnt: as many as those require, and
+RETRIES_PER_GROUP). What Cloudflare failed to answer is not asked again: when to try again is for the caller to say.
 """
 
 from collections import deque
@@ -98,7 +98,8 @@ class _Part:
 
     def without(self, zones: Sequence[Zone]) -> list["_Part"]:
         """The same for the other zones; empty where there are none."""
-        others = tuple(zone for zone in self.zones if zone not in zones)
+        gone = set(zones)
+        others = tuple(zone for zone in self.zones if zone not in gone)
         return [_Part(others, self.starts)] if others else []
 
 
@@ -133,9 +134,10 @@ class Fetch:
     async def run(self, zones: Sequence[Zone], starts: range) -> list[ZoneAnswer]:
         """Ask for these windows of these zones, the oldest windows first."""
         # By tag, because the index in an error's path is then likely to mean the same zone here and at Cloudflare.
-        by_tag = tuple(sorted(zones, key=lambda zone: zone.tag))
-        for group in self._within_limits(_Part(by_tag, starts)):
-            await self._group(group)
+        everything = _Part(tuple(sorted(zones, key=lambda zone: zone.tag)), starts)
+        for askable in everything.without(self._fail_denied(everything)):
+            for group in self._within_limits(askable):
+                await self._group(group)
         return [answer for zone in zones for answer in self._answers(zone)]
 
     def _answers(self, zone: Zone) -> list[ZoneAnswer]:
@@ -230,8 +232,6 @@ class Fetch:
         match failure.kind:
             case ErrorKind.TOKEN | ErrorKind.ENDPOINT:
                 return True
-            case ErrorKind.RATE:
-                return not culprits
             case ErrorKind.NETWORK | ErrorKind.SERVER if not culprits and failure.zone_index is None:
                 self._unanswered += 1
                 return self._unanswered >= _QUERIES_WITHOUT_ANSWER

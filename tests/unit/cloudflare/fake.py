@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -98,6 +98,20 @@ def requests_in(zone_tag: str, start: int) -> int:
     return (int(zone_tag, 16) * 31 + start // 60) % 7
 
 
+class Network(httpx.AsyncBaseTransport):
+    """Hands every request to a function; unlike httpx.MockTransport, the answers' bodies are still to be read."""
+
+    def __init__(self, handler: Callable[[httpx.Request], Awaitable[httpx.Response]]) -> None:
+        self._handler = handler
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self._handler(request)
+        if not response.is_stream_consumed:
+            return response
+        stream = httpx.ByteStream(response.content)
+        return httpx.Response(response.status_code, headers=response.headers, stream=stream)
+
+
 @dataclass
 class FakeCloudflare:
     """Answers every GraphQL query from `requests_in`, except where `refuse` says otherwise.
@@ -143,8 +157,7 @@ class FakeCloudflare:
 
     def api(self, clock: ManualClock | None = None, **options: Any) -> CloudflareApi:
         clock = clock or ManualClock(NOW)
-        transport = httpx.MockTransport(self)
-        return CloudflareApi(api_url=API_URL, token=TOKEN, clock=clock, transport=transport, **options)
+        return CloudflareApi(api_url=API_URL, token=TOKEN, clock=clock, transport=Network(self), **options)
 
 
 def small_quota(clock: ManualClock, graphql: int, total: int = 1200) -> Quota:

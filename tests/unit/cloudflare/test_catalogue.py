@@ -98,6 +98,6 @@ def test_a_dropped_field_takes_exactly_its_metrics_with_it() -> None:
 
 
 def test_a_dataset_without_all_of_its_fields_is_empty() -> None:
-    fields = [item.field for item in (*HTTP_REQUESTS.totals, *HTTP_REQUESTS.breakdowns)]
+    fields = [item.field for item in HTTP_REQUESTS.totals] + [item.field for item in HTTP_REQUESTS.breakdowns]
     assert HTTP_REQUESTS.without(fields).is_empty
     assert not HTTP_REQUESTS.without(fields[1:]).is_empty

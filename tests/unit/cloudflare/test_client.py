@@ -2,6 +2,7 @@ import asyncio
 import gzip
 import logging
 import traceback
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -9,10 +10,11 @@ import httpx
 import pytest
 
 from tests.clocks import ManualClock
-from tests.unit.cloudflare.fake import API_URL, TOKEN, error, refusal
+from tests.unit.cloudflare.fake import API_URL, TOKEN, Network, error, refusal
 from worker.cloudflare import ApiFailure, ErrorKind
-from worker.cloudflare.client import Answer, CloudflareClient, Refused, TokenAuth
+from worker.cloudflare.client import DEADLINE_SECONDS, Answer, CloudflareClient, Refused, TokenAuth
 from worker.cloudflare.quota import Api, Quota
+from worker.errors import UsageError
 
 Handler = Callable[[httpx.Request], Awaitable[httpx.Response]]
 OK = b'{"data": {}, "errors": null}'
@@ -27,7 +29,7 @@ def client(
         token=options.pop("token", TOKEN),
         clock=clock,
         quota=quota or Quota(clock),
-        transport=httpx.MockTransport(handler),
+        transport=Network(handler),
         **options,
     )
 
@@ -144,6 +146,32 @@ async def test_a_gzip_bomb_is_given_up_at_the_bound() -> None:
     assert fed <= 4  # 1,000 bytes of it are a megabyte
 
 
+async def test_a_bomb_in_one_piece_is_not_unpacked_beyond_the_bound() -> None:
+    bomb = gzip.compress(bytes(50_000_000))
+    tracemalloc.start()
+    try:
+        assert (await refused(answering(encoded(bomb)), max_body_bytes=1_000_000)).kind is ErrorKind.TOO_LARGE
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+async def test_the_deadline_is_the_one_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def recorded(seconds: float) -> asyncio.Timeout:
+        asked.append(seconds)
+        return real(seconds)
+
+    real = asyncio.timeout
+    monkeypatch.setattr(asyncio, "timeout", recorded)
+    handler = answering(httpx.Response(200, content=OK))
+    await client(handler).graphql(b"{}")
+    await client(handler, deadline_seconds=7.0).graphql(b"{}")
+    assert asked == [DEADLINE_SECONDS, 7.0]
+
+
 async def test_the_deadline_bounds_an_answer_that_never_ends() -> None:
     dripped = 0
 
@@ -162,7 +190,8 @@ async def test_the_deadline_bounds_an_answer_that_never_ends() -> None:
 
 async def test_the_deadline_bounds_an_answer_that_never_begins() -> None:
     async def handle(_: httpx.Request) -> httpx.Response:
-        return await asyncio.get_running_loop().create_future()
+        await asyncio.Event().wait()
+        raise AssertionError
 
     assert (await refused(handle, deadline_seconds=0.01)).kind is ErrorKind.NETWORK
 
@@ -173,7 +202,8 @@ async def test_cancelling_is_not_mistaken_for_the_deadline() -> None:
 
     async def handle(_: httpx.Request) -> httpx.Response:
         started.set()
-        return await asyncio.get_running_loop().create_future()
+        await asyncio.Event().wait()
+        raise AssertionError
 
     task = asyncio.create_task(client(handle, quota=quota).graphql(b"{}"))
     await started.wait()
@@ -242,7 +272,14 @@ async def test_the_quota_of_one_zone_does_not_pause_the_others() -> None:
     assert quota.paused_seconds(Api.GRAPHQL) == 0
 
 
-@pytest.mark.parametrize("token", [TOKEN, "with\nnewline-" + TOKEN, "ünïcode-" + TOKEN])
+@pytest.mark.parametrize("token", ["", " ", TOKEN + "\n", "ünïcode-" + TOKEN, f'"{TOKEN}"', "Bearer " + TOKEN])
+def test_a_token_that_cannot_be_one_is_refused_without_showing_it(token: str) -> None:
+    with pytest.raises(UsageError, match="CF_API_TOKEN") as caught:
+        TokenAuth(token)
+    assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", [TOKEN, TOKEN + "=="])
 async def test_the_token_is_in_no_text(token: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     responses: list[httpx.Response | Exception] = [

@@ -233,7 +233,12 @@ def test_a_full_page_is_never_taken_for_complete() -> None:
 def test_one_zones_mistake_does_not_cost_the_others() -> None:
     zones = [zone(number) for number in range(1, 6)]
     asked = query(*zones)
-    rows = {zones[0].tag: [row(FIRST, 1)], zones[1].tag: [row(FIRST, -1)], zones[3].tag: [], zones[4].tag: [{}]}
+    rows: dict[str, list[Any]] = {
+        zones[0].tag: [row(FIRST, 1)],
+        zones[1].tag: [row(FIRST, -1)],
+        zones[3].tag: [],
+        zones[4].tag: [{}],
+    }
     decoded = Decoder().decode(answer(rows), asked)
     assert list(decoded) == [each.tag for each in zones]
     kinds = [found.kind if isinstance(found, ApiFailure) else "answered" for found in decoded.values()]

@@ -48,7 +48,7 @@ def serving(
         assert path == "/zones"
         assert params["status"] == "active"
         owner = params.get("account.id")
-        return page([zone for zone in zones if owner in (None, zone["account"]["id"])], params)
+        return page([zone for zone in zones if owner is None or zone["account"]["id"] == owner], params)
 
     return FakeCloudflare(rest=rest)
 
@@ -141,11 +141,19 @@ async def test_an_account_that_is_known_narrows_the_listing_itself() -> None:
     assert fake.requests[-1].url.params["account.id"] == tag(0xA2)
 
 
-@pytest.mark.parametrize("accounts", [[], httpx.Response(403, json=NO_PERMISSION)])
+@pytest.mark.parametrize(
+    "accounts", [[], httpx.Response(403, json=NO_PERMISSION), httpx.Response(403, json=TOKEN_ERROR)]
+)
 async def test_accounts_are_matched_by_the_zones_where_the_token_may_not_list_accounts(accounts: Any) -> None:
     found = await listed(serving(ZONES, accounts), accounts=["globex", "Hooli"])
     assert [zone.name for zone in found.zones] == ["B.Example", "c.example"]
     assert [(each.setting, each.given) for each in found.unmatched] == [("CF_ACCOUNTS", "Hooli")]
+
+
+async def test_accounts_that_cannot_be_listed_for_now_are_a_failure() -> None:
+    found = await serving(ZONES, httpx.Response(502)).api().list_zones(accounts=["globex"])
+    assert isinstance(found, ApiFailure)
+    assert found.kind is ErrorKind.SERVER
 
 
 async def test_accounts_are_not_listed_where_no_setting_needs_them() -> None:

@@ -79,6 +79,17 @@ async def test_a_place_is_free_five_minutes_after_the_end_of_a_request_not_after
         assert clock.monotonic() >= 325
 
 
+async def test_a_place_is_not_free_a_moment_before_five_minutes_are_over() -> None:
+    clock = JumpingClock()
+    quota = Quota(clock, graphql=1)
+    with await lease(quota, Api.GRAPHQL):
+        pass
+    await clock.sleep(299.999)
+    assert quota.remaining(Api.GRAPHQL) == 0
+    with await lease(quota, Api.GRAPHQL):
+        assert clock.monotonic() > WINDOW_SECONDS
+
+
 async def test_requests_of_all_kinds_share_one_limit() -> None:
     clock = JumpingClock()
     quota = Quota(clock, graphql=3, total=4)

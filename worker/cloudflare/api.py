@@ -64,6 +64,11 @@ class CloudflareApi:
         # neither be faster nor leave the decoder's cache alone.
         self._decoding = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cloudflare-decode")
 
+    @property
+    def ahead_seconds(self) -> float | None:
+        """How far this machine's clock is ahead of Cloudflare's, to about a second; None before the first answer."""
+        return self._client.ahead_seconds
+
     async def verify_token(self) -> TokenCheck:
         """Ask Cloudflare about the token itself."""
         check = await discovery.verify_token(self._client)

@@ -11,6 +11,8 @@ import re
 import zlib
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Any, assert_never
 
 import httpx
@@ -105,6 +107,8 @@ class CloudflareClient:
         # At INFO, httpx logs the address of every request; httpcore logs headers at DEBUG.
         for name in ("httpx", "httpcore"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        self.ahead_seconds: float | None = None
+        """How far this machine's clock is ahead of Cloudflare's, to about a second; None before the first answer."""
         self._base = api_url.rstrip("/")
         self._clock = clock
         self._quota = quota
@@ -170,6 +174,7 @@ class CloudflareClient:
                 asyncio.timeout(self._deadline_seconds),
                 self._http.stream(method, self._base + path, **request) as response,
             ):
+                self._note_date(response.headers.get("date"))
                 body = await self._read(response)
         except TimeoutError:
             return _failed(ErrorKind.NETWORK, f"no complete answer within {self._deadline_seconds:g} s")
@@ -184,6 +189,14 @@ class CloudflareClient:
         body = self._auth.redacted(body)
         failures = classify(response.status_code, response.headers, body)
         return Refused(failures) if failures else Answer(body)
+
+    def _note_date(self, date: str | None) -> None:
+        """Compare the clocks; an answer without a date that can be read (RFC 9110, 6.6.1) changes nothing."""
+        try:
+            moment = parsedate_to_datetime(date or "")
+        except ValueError:
+            return
+        self.ahead_seconds = self._clock.now() - moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
     async def _read(self, response: httpx.Response) -> bytes | ApiFailure:
         """The body, unpacked, as long as it stays within the bound; httpx's own decoder has none."""

@@ -315,3 +315,21 @@ async def test_httpx_logs_no_request(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     await client(answering(httpx.Response(200, content=OK))).graphql(b"{}")
     assert [record for record in caplog.records if record.name.startswith("http")] == []
+
+
+@pytest.mark.parametrize(
+    ("date", "ahead_seconds"),
+    [
+        ("Sun, 15 Jun 2025 15:06:40 GMT", 0),
+        ("Sun, 15 Jun 2025 14:06:40 GMT", 3600),
+        ("Sun, 15 Jun 2025 15:07:40 GMT", -60),
+        ("Sun Jun 15 15:06:40 2025", 0),
+        ("yesterday", None),
+        ("", None),
+    ],
+)
+async def test_the_clocks_are_compared_by_the_date_of_an_answer(date: str, ahead_seconds: float | None) -> None:
+    asking = client(answering(httpx.Response(503, headers={"Date": date})), clock=ManualClock(1_750_000_000))
+    assert asking.ahead_seconds is None
+    await asking.graphql(b"{}")
+    assert asking.ahead_seconds == ahead_seconds

@@ -56,5 +56,9 @@ lock:
 	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header requirements/build.in -o requirements/build.txt
 	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --group test -c requirements/run.txt -c requirements/build.txt pyproject.toml -o requirements/test.txt
 
+# Generates the messages anew from proto/*.proto; needs the requirement group `proto` in .venv.
+proto:
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=worker/remote_write/proto --pyi_out=worker/remote_write/proto proto/remote_write_v1.proto proto/remote_write_v2.proto
+
 clean:
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -4,6 +4,7 @@ Owns the protocol: how a request is cut, encoded and compressed, how it is sent 
 answer means. Keeps no state about what was delivered: that is the ledger's, of which it knows nothing.
 """
 
+from worker.remote_write.auth import secrets_of
 from worker.remote_write.client import RemoteWriteClient
 from worker.remote_write.encode import compress, write_request
 from worker.remote_write.split import split_batch
@@ -17,6 +18,7 @@ __all__ = [
     "RemoteWriteClient",
     "Verdict",
     "compress",
+    "secrets_of",
     "split_batch",
     "write_request",
 ]

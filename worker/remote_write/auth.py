@@ -41,7 +41,7 @@ class SecretMask:
 
     def __init__(self, settings: DestinationSettings) -> None:
         # The longest first: one may be a part of another.
-        self._secrets = sorted({secret.encode() for secret in _secrets(settings) if secret}, key=len, reverse=True)
+        self._secrets = sorted({secret.encode() for secret in secrets_of(settings) if secret}, key=len, reverse=True)
 
     def __call__(self, text: bytes) -> bytes:
         """The text with every secret replaced by as many stars, so that what follows stays in its place."""
@@ -50,11 +50,13 @@ class SecretMask:
         return text
 
 
-def _secrets(settings: DestinationSettings) -> Iterator[str]:
+def secrets_of(settings: DestinationSettings) -> Iterator[str]:
+    """Every secret of a destination, alone and in the forms in which it goes out; some come twice, some are empty."""
     if settings.basic_auth is not None:
         password = settings.basic_auth.password.get_secret_value()
         yield password
-        yield base64.b64encode(f"{settings.basic_auth.username}:{password}".encode()).decode()
+        user = f"{settings.basic_auth.username}:{password}"
+        yield from (user, base64.b64encode(user.encode()).decode())
     if settings.bearer_token is not None:
         yield settings.bearer_token.get_secret_value()
     for name, header in settings.headers.items():

@@ -19,6 +19,7 @@ import httpx
 from worker import __version__
 from worker.clock import Clock
 from worker.config import DestinationSettings
+from worker.errors import ConfigError, Mistake
 from worker.remote_write.auth import SecretMask, authentication
 from worker.remote_write.tls import ssl_context
 from worker.remote_write.verdict import MAX_TEXT_CHARACTERS, Later, Verdict, judge, printable
@@ -45,12 +46,13 @@ _LIMITS = httpx.Limits(max_connections=2, max_keepalive_connections=1)
 
 
 class RemoteWriteClient:
-    """Sends requests to one destination. ConfigError where its TLS files cannot be used."""
+    """Sends requests to one destination. ConfigError where its URL or its TLS files cannot be used."""
 
     def __init__(self, settings: DestinationSettings, clock: Clock) -> None:
         headers = httpx.Headers({name: value.get_secret_value() for name, value in settings.headers.items()})
         headers.update(_PROTOCOL_HEADERS)
         self._settings = settings
+        self._url = _url(settings)
         self._clock = clock
         self._mask = SecretMask(settings)
         self._tls_name = {"sni_hostname": settings.tls.server_name} if settings.tls.server_name else {}
@@ -81,7 +83,7 @@ class RemoteWriteClient:
                 asyncio.timeout(self._settings.timeout_seconds),
                 self._http.stream(
                     "POST",
-                    self._settings.url,
+                    self._url,
                     content=body,
                     headers={"Retry-Attempt": str(attempt)} if attempt else {},
                     extensions=self._tls_name,
@@ -108,7 +110,7 @@ class RemoteWriteClient:
         """Why no answer came, in words without a URL, a header or anything else that was sent."""
         match error:
             case httpx.ConnectTimeout():
-                return "no connection came about in time: check that the receiver runs and that nothing drops packets"
+                return "no connection came about: check that the receiver runs and that nothing drops its packets"
             case TimeoutError() | httpx.TimeoutException():
                 return f"no answer came within {self._settings.timeout_seconds:g} s (remote_timeout)"
             case httpx.RemoteProtocolError():
@@ -122,6 +124,18 @@ class RemoteWriteClient:
 
     def _shown(self, text: bytes) -> bytes:
         return self._mask(text)[:MAX_TEXT_CHARACTERS]
+
+
+def _url(settings: DestinationSettings) -> httpx.URL:
+    """The URL as the HTTP library takes it, which knows more of host names than the configuration does."""
+    try:
+        url = httpx.URL(settings.url)
+        if url.host:
+            return url
+    except (httpx.InvalidURL, UnicodeError):
+        pass  # told below, without the library's words: they repeat the URL
+    problem = "must be a URL with a host name that can exist"
+    raise ConfigError([Mistake(f"remote_write {settings.name}: url", settings.shown_url, problem)])
 
 
 def _network_reason(error: BaseException) -> str | None:

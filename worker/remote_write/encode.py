@@ -62,6 +62,9 @@ def write_request(batch: Batch) -> bytes:
     buckets = sorted((bucket for bucket in batch.buckets if bucket.series_ids), key=_timestamp_ms)
     runs = _runs(buckets)
     if _repeat_a_series(run[0] for run in runs):
+        repeated_ms = repeated_timestamp_ms(buckets)
+        if repeated_ms is not None:
+            raise _repeated(repeated_ms)
         series_ids, samples = _merged(buckets)
     else:
         series_ids, samples = _side_by_side(runs)
@@ -72,6 +75,14 @@ def write_request(batch: Batch) -> bytes:
     pieces[1::3] = labels
     pieces[2::3] = samples
     return b"".join(pieces)
+
+
+def repeated_timestamp_ms(buckets: Iterable[StoredBucket]) -> int | None:
+    """The first timestamp of which some series has two samples in these buckets; None where there is none."""
+    for timestamp_ms, at_once in groupby(sorted(buckets, key=_timestamp_ms), key=_timestamp_ms):
+        if _repeat_a_series(at_once):
+            return timestamp_ms
+    return None
 
 
 def _timestamp_ms(bucket: StoredBucket) -> int:
@@ -142,9 +153,6 @@ def _samples_without_values(run: Sequence[StoredBucket]) -> bytes:
 
 def _merged(buckets: Sequence[StoredBucket]) -> tuple[list[int], list[bytes]]:
     """The same as `_side_by_side`, of buckets in the order of time that share some of their series."""
-    for timestamp_ms, at_once in groupby(buckets, key=_timestamp_ms):
-        if _repeat_a_series(at_once):
-            raise _repeated(timestamp_ms)
     by_series: defaultdict[int, list[bytes]] = defaultdict(list)
     for series_id, sample in zip(*_side_by_side([bucket] for bucket in buckets), strict=True):
         by_series[series_id].append(sample)

@@ -1,17 +1,24 @@
 """A remote write receiver in memory, for the demo and for tests.
 
 Takes what the specification allows and nothing else (`decode`), so that what it has stored was sent as it should be. An
-ASGI application with one endpoint, `POST /api/v1/write`; delivery never comes here.
+ASGI application with one endpoint, `POST /api/v1/write`, on a port that can be closed and opened again to the same
+memory. Delivery never comes here.
 """
 
+import asyncio
+import contextlib
 import re
 from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 from worker.remote_write.decode import InvalidRequestError, Labels, ReceivedSeries, bits, read_write_request, shown
 
@@ -51,6 +58,29 @@ class MemoryReceiver:
         self.answers: Counter[int] = Counter()
         self.failure: Failure | None = None
         self.app = Starlette(routes=[Route("/api/v1/write", self._write, methods=["POST"])])
+
+    @contextlib.asynccontextmanager
+    async def listening(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+        """Take requests until the block ends, then cut every connection; gives the URL to push to.
+
+        Port 0 takes a free one. OSError where the port is taken. Runs in the event loop that it is called from, without
+        uvicorn's own server: that would take over the process's signals.
+        """
+        config = uvicorn.Config(self.app, lifespan="off", log_config=None, access_log=False)
+        config.load()
+        state = ServerState()
+        server = await asyncio.get_running_loop().create_server(
+            lambda: H11Protocol(config=config, server_state=state, app_state={}), host, port
+        )
+        bound_port = server.sockets[0].getsockname()[1]
+        try:
+            yield f"http://{host}:{bound_port}/api/v1/write"
+        finally:
+            server.close()
+            for connection in list(state.connections):
+                connection.transport.abort()
+            await asyncio.gather(*state.tasks)
+            await server.wait_closed()
 
     async def _write(self, request: Request) -> Response:
         response = await self._answer(request)

@@ -3,7 +3,7 @@
 import ssl
 from pathlib import Path
 
-import httpx
+import certifi
 
 from worker.config import DestinationSettings
 from worker.errors import ConfigError, Mistake
@@ -13,17 +13,16 @@ def ssl_context(settings: DestinationSettings) -> ssl.SSLContext:
     """The TLS settings of a destination as Python's `ssl` takes them.
 
     With `ca_file` only its certificates are trusted, as in Prometheus; without it, the authorities of the `certifi`
-    package. ConfigError where a file is not what it should be.
+    package, which a container without any of its own has too. ConfigError where a file is not what it should be.
     """
     tls = settings.tls
-    if tls.ca_file is None:
-        context = httpx.create_ssl_context(trust_env=False)
-    else:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        try:
-            context.load_verify_locations(cafile=tls.ca_file)
-        except OSError as error:
-            raise _unusable(settings.name, "ca_file", tls.ca_file, error) from None
+    # Not `create_default_context`: it writes the session keys to a file that an environment variable can name.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authorities = tls.ca_file or Path(certifi.where())
+    try:
+        context.load_verify_locations(cafile=authorities)
+    except OSError as error:
+        raise _unusable(settings.name, "ca_file", authorities, error) from None
     if tls.cert_file is not None:
         try:
             # No password: without one, OpenSSL would ask on the terminal for that of an encrypted key.

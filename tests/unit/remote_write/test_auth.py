@@ -51,8 +51,6 @@ def test_no_representation_shows_a_secret() -> None:
     ):
         auth = authentication(settings)
         assert "canary" not in f"{settings!r} {auth!r} {SecretMask(settings)!r}"
-        # What a log of local variables would show.
-        assert not isinstance(auth, httpx.BasicAuth) or "canary" not in str(auth)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from tests.unit.remote_write.batches import START_MS, batch, batches, bucket, samples_of
 from worker.buckets import Batch
-from worker.remote_write.encode import SAMPLE_BYTES, TIMESTAMPS_MS, compress, write_request
+from worker.remote_write.encode import SAMPLE_BYTES, compress, write_request
 from worker.remote_write.proto.remote_write_v1_pb2 import Label, Sample, TimeSeries, WriteRequest
 from worker.series import parse_label_block
 
@@ -125,7 +125,7 @@ def test_an_empty_batch_is_an_empty_request() -> None:
     assert write_request(Batch((bucket(1, START_MS, [], []),), {})) == b""
 
 
-@pytest.mark.parametrize("timestamp_ms", [TIMESTAMPS_MS.start, TIMESTAMPS_MS.stop - 1])
+@pytest.mark.parametrize("timestamp_ms", [2**35, 2**42 - 1])
 def test_the_first_and_the_last_timestamp_take_as_many_bytes_as_any_other(timestamp_ms: int) -> None:
     one = batch(bucket(1, timestamp_ms, [1], [1.5]))
     body = write_request(one)
@@ -133,7 +133,7 @@ def test_the_first_and_the_last_timestamp_take_as_many_bytes_as_any_other(timest
     assert len(body) == 2 + len(one.series[1]) + SAMPLE_BYTES
 
 
-@pytest.mark.parametrize("timestamp_ms", [-1, 0, TIMESTAMPS_MS.start - 1, TIMESTAMPS_MS.stop, 2**63])
+@pytest.mark.parametrize("timestamp_ms", [-1, 0, 2**35 - 1, 2**42, 2**63])
 def test_a_timestamp_that_no_window_has_is_refused(timestamp_ms: int) -> None:
     with pytest.raises(ValueError, match=f"bucket 17 is stamped {timestamp_ms} ms"):
         write_request(batch(bucket(17, timestamp_ms, [1], [1.0])))

@@ -1,7 +1,6 @@
 from array import array
 from itertools import pairwise
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,7 +61,17 @@ def test_a_part_ends_with_the_last_bucket_that_fits_whole() -> None:
 
 def test_labels_count_once_for_all_windows_of_a_series() -> None:
     whole = batch(*(bucket(w, START_MS + w, [1], [1.0]) for w in range(40)))
-    assert len(split_batch(whole, 100, len(write_request(whole)))) == 1
+    size = len(write_request(whole))
+    size_of_39 = len(write_request(Batch(whole.buckets[:39], whole.series)))
+    for max_bytes, cut in ((size, [40]), (size - 1, [39, 1]), (size_of_39, [39, 1]), (size_of_39 - 1, [38, 2])):
+        assert [part.sample_count for part in split_batch(whole, 100, max_bytes)] == cut
+
+
+def test_a_bucket_is_cut_as_rarely_as_its_bytes_allow() -> None:
+    large = batch(bucket(1, START_MS, range(10, 18), [1.0] * 8))
+    three = len(write_request(batch(bucket(1, START_MS, [10, 11, 12], [1.0] * 3)))) + 3 * SLACK_BYTES_PER_SERIES
+    assert [part.sample_count for part in split_batch(large, 100, three)] == [3, 3, 2]
+    assert [part.sample_count for part in split_batch(large, 100, three - 1)] == [2, 2, 2, 2]
 
 
 def test_a_bucket_that_is_too_large_is_cut_by_series_and_shares_no_part() -> None:
@@ -100,6 +109,10 @@ def test_two_samples_of_one_series_and_timestamp_never_share_a_part() -> None:
     assert [[stored.bucket_id for stored in part.buckets] for part in parts] == [[1], [2, 3]]
 
 
-@pytest.mark.parametrize("empty", [Batch((), {}), Batch((bucket(1, START_MS, [], []),), {})])
-def test_nothing_to_send_makes_no_part_and_a_bucket_without_samples_is_kept(empty: Batch) -> None:
-    assert list(empty.buckets) == [stored for part in split_batch(empty, 10, 10) for stored in part.buckets]
+def test_nothing_to_send_makes_no_part() -> None:
+    assert split_batch(Batch((), {}), 10, 10) == []
+
+
+def test_a_bucket_without_samples_is_kept() -> None:
+    empty = batch(bucket(1, START_MS, [], []))
+    assert split_batch(empty, 10, 10) == [empty]

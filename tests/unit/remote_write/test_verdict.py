@@ -1,3 +1,4 @@
+import time
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import assert_never
@@ -83,6 +84,10 @@ def test_no_words_are_said_to_be_none() -> None:
     assert judge(503, {}, b" \r\n", NOW) == Later("HTTP 503: no reason was given", 503)
 
 
+def test_a_long_text_is_cut() -> None:
+    assert judge(400, {}, b"x" * 5000, NOW) == Refused(400, "x" * 1024)
+
+
 @settings(deadline=None)  # time says nothing on a busy machine
 @given(st.integers(100, 599), st.binary(max_size=3000), st.text(max_size=300))
 def test_whatever_a_receiver_says_becomes_one_bounded_printable_line(status: int, body: bytes, location: str) -> None:
@@ -117,6 +122,15 @@ def test_whatever_a_receiver_says_becomes_one_bounded_printable_line(status: int
 )
 def test_both_forms_of_retry_after_are_read_and_capped(value: str, seconds: float) -> None:
     assert retry_after_seconds(value, NOW) == seconds
+
+
+def test_a_date_is_utc_wherever_the_machine_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", "America/New_York")
+        time.tzset()
+        assert retry_after_seconds("Thu Oct  9 08:54:40 2025", NOW) == 80.0
+        assert retry_after_seconds("Thu, 09 Oct 2025 08:54:40 GMT", NOW) == 80.0
+    time.tzset()
 
 
 @pytest.mark.parametrize(

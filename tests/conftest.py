@@ -5,9 +5,14 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.fetch_receivers import PROGRAMS, locate
 from tests.receivers import RECEIVERS, Receiver, new_receiver
+
+# How long an example takes says more about the machine's other work than about the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 OUT_OF_ORDER_SECONDS = 30 * 86_400  # more than any test reaches back
 

@@ -31,11 +31,13 @@ LABEL org.opencontainers.image.title="cloudflare-remote-write" \
 # A new named volume takes its owner and mode from here.
 RUN install --directory --owner=65532 --group=65532 --mode=0700 /data
 COPY --from=build /opt/cfrw /opt/cfrw
-# TMPDIR: SQLite's temporary files, too, go where writing is allowed.
+# TMPDIR: SQLite's temporary files, too, go where writing is allowed. USER: the number 65532 has no name, and the journal
+# of repairs asks for one.
 ENV PATH=/opt/cfrw/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     TMPDIR=/data \
+    USER=cfrw \
     LEDGER_PATH=/data/ledger.db \
     LISTEN_ADDRESS=0.0.0.0:9845
 # By number: Kubernetes can only then tell that it is not root.

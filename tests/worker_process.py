@@ -48,7 +48,7 @@ def spawn(arguments: list[str], environment: Mapping[str, str], log: Path) -> su
 
 async def _run(config: Path, clock: ScaledClock) -> None:
     settings = load_settings(config, {})
-    configure_logging("INFO", "console", [])
+    configure_logging("info", "console", [])
     stopping = asyncio.Event()
     with stop_on_signals(stopping):
         async with Worker(settings, clock) as worker:

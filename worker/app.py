@@ -10,10 +10,10 @@ pushers finish the request that is under way and record its outcome; then the le
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import apsw
 
@@ -46,22 +46,36 @@ STOP_SECONDS = 7.0
 # `run --once` gives a destination this many attempts: with waits of 1, 2, 4 and 8 s about a quarter of a minute.
 ONCE_ATTEMPTS = 5
 
-# A pass over every zone may have to wait for the quota, which Cloudflare blocks for 300 s at a time.
+# One query after the other may have to wait for the quota, which Cloudflare blocks for 300 s at a time.
 _COLLECT_LIVENESS_SECONDS = 900.0
 
+# A round over 10,000 zones is 1,000 queries, for which the quota takes a quarter of an hour; twice that where some are
+# refused and taken apart.
+_COLLECT_ROUND_SECONDS = 1800.0
+
 log = get_logger()
+
+T = TypeVar("T")
 
 
 class Worker:
     """All parts of one worker, made and connected. An async context manager: leaving it closes what it holds."""
 
     def __init__(self, settings: Settings, clock: Clock, *, once: bool = False) -> None:
-        """Hold the ledger and make the parts; raises what `Ledger.open` raises. No request is sent yet.
+        """Hold the ledger and make the parts; ConfigError, or what `Ledger.open` raises. No request is sent yet.
 
         once: pushers give up after ONCE_ATTEMPTS.
         """
         self.settings = settings
         self._clock = clock
+        # These two may refuse their settings: the lock on the ledger is taken when nothing can fail any more.
+        self.senders = [RemoteWriteClient(destination, clock) for destination in settings.destinations]
+        self.api = CloudflareApi(
+            api_url=settings.cloudflare.api_url,
+            token=settings.cloudflare.api_token.get_secret_value(),
+            clock=clock,
+            on_request=self._count_request,
+        )
         self.ledger = Ledger.open(settings.ledger.path)
         self.health = Health(clock)
         self.metrics = Metrics(
@@ -72,12 +86,6 @@ class Worker:
             destinations=[destination.name for destination in settings.destinations],
             datasets=settings.cloudflare.datasets,
         )
-        self.api = CloudflareApi(
-            api_url=settings.cloudflare.api_url,
-            token=settings.cloudflare.api_token.get_secret_value(),
-            clock=clock,
-            on_request=self._count_request,
-        )
         self.collector = Collector(
             settings.cloudflare,
             max_ledger_bytes=settings.ledger.max_bytes,
@@ -87,7 +95,6 @@ class Worker:
             health=self.health,
             metrics=self.metrics,
         )
-        self.senders = [RemoteWriteClient(destination, clock) for destination in settings.destinations]
         self.pushers = [
             Pusher(
                 destination,
@@ -119,24 +126,30 @@ class Worker:
 
     async def __aenter__(self) -> Self:
         now = self._clock.now()
-        await self.ledger.write(
-            register_destinations,
-            {
-                destination.name: destination.out_of_order_time_window_seconds == 0
-                for destination in self.settings.destinations
-            },
-            replay_since=now - self.settings.cloudflare.replay_hours * 3600,
-            now=now,
-        )
+        async with self._closing() as closing:
+            await self.ledger.write(
+                register_destinations,
+                {
+                    destination.name: destination.out_of_order_time_window_seconds == 0
+                    for destination in self.settings.destinations
+                },
+                replay_since=now - self.settings.cloudflare.replay_hours * 3600,
+                now=now,
+            )
+            closing.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for sender in self.senders:
-            await sender.aclose()
-        await self.api.aclose()
-        await self.ledger.close()
+        await self._closing().aclose()
+
+    def _closing(self) -> contextlib.AsyncExitStack:
+        """What closes everything when it is left, the ledger last and whatever the others raise."""
+        stack = contextlib.AsyncExitStack()
+        for close in (self.ledger.close, self.api.aclose, *(sender.aclose for sender in self.senders)):
+            stack.push_async_callback(close)
+        return stack
 
     async def run(self, stopping: asyncio.Event, *, listening: asyncio.Future[str] | None = None) -> None:
         """Collect, push and serve until `stopping` is set; `listening` is told the URL of the HTTP side.
@@ -176,14 +189,22 @@ class Worker:
         Returns whether all that is due was collected.
         """
         await self.maintainer.tidy()
-        complete = await self.collector.collect_due(stopping)
+        complete = await _cut_off(self.collector.collect_due(stopping), stopping, grace_seconds=0)
         await self.push_once(stopping)
-        return complete
+        return bool(complete)
 
     async def push_once(self, stopping: asyncio.Event) -> None:
         """Carry out the repairs that were asked for and push all that is pending; nothing is collected."""
         await self.repairer.carry_out_all()
-        await asyncio.gather(*(pusher.drain(stopping) for pusher in self.pushers))
+        await _cut_off(self._drain(stopping), stopping, grace_seconds=STOP_SECONDS)
+
+    async def _drain(self, stopping: asyncio.Event) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for pusher in self.pushers:
+                    group.create_task(pusher.drain(stopping), name=pusher.loop)
+        except ExceptionGroup as errors:
+            raise _reason(errors) from errors
 
     async def status(self) -> StatusReport:
         """Everything that there is to tell at this moment."""
@@ -206,7 +227,7 @@ class Worker:
         interval = self.settings.cloudflare.collection_interval_seconds
         self.health.expect(
             COLLECT,
-            allowance_seconds=interval + _COLLECT_LIVENESS_SECONDS,
+            allowance_seconds=interval + _COLLECT_ROUND_SECONDS,
             liveness_seconds=interval + _COLLECT_LIVENESS_SECONDS,
         )
         for pusher, destination in zip(self.pushers, self.settings.destinations, strict=True):
@@ -237,6 +258,20 @@ def stop_on_signals(stopping: asyncio.Event) -> Iterator[None]:
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
+
+
+async def _cut_off(work: Coroutine[Any, Any, T], stopping: asyncio.Event, *, grace_seconds: float) -> T | None:
+    """What `work` returns or raises; None where it was cut off, so long after `stopping` was set."""
+    working = asyncio.create_task(work)
+    waiting = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((working,), timeout=grace_seconds)
+    finally:
+        waiting.cancel()
+        working.cancel()
+    await asyncio.wait((working,))
+    return None if working.cancelled() else working.result()
 
 
 def _reason(errors: ExceptionGroup[Exception]) -> Exception:

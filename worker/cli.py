@@ -12,10 +12,11 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 import msgspec
@@ -24,8 +25,9 @@ from rich.table import Table
 
 from worker import __version__
 from worker.app import Worker, stop_on_signals
-from worker.clock import SystemClock
+from worker.clock import SystemClock, wait_for_any
 from worker.config import Settings, describe, load_settings
+from worker.config.endpoints import listen_address
 from worker.errors import LedgerHeldError, UsageError, WorkerError
 from worker.health import TokenState, Verdict
 from worker.ledger import (
@@ -35,15 +37,20 @@ from worker.ledger import (
     ask_for_resend,
     job,
     plan_resend,
-    present_scopes,
     resent,
+    scope_reports,
 )
-from worker.observe import LogLevel, configure_logging
+from worker.observe import configure_logging
+from worker.remote_write import secrets_of
 from worker.report import Running, report_status
 from worker.status import StatusReport, worst_first
 from worker.times import instant, moment, span
 
 EXIT_INCOMPLETE = 3
+
+# A header or a parameter of a URL that is shorter than this guards nothing, and without every "1" or "on" the log would
+# be useless.
+_SHORTEST_SECRET = 4
 
 # How often a command looks whether the running worker has done what it was asked for.
 _FOLLOW_SECONDS = 0.5
@@ -88,8 +95,11 @@ def main(ctx: click.Context, resend_since: str | None, config_file: Path | None)
     (2026-01-06T03:00:00Z), unix seconds, or a duration ago (90s, 15m, 6h, 3d).
     """
     if ctx.invoked_subcommand is not None:
-        if resend_since is not None or config_file is not None:
-            msg = "--resend-since and --config go before no command: write them after it"
+        if resend_since is not None:
+            msg = "--resend-since is a command by itself; `cfrw resend --since WHEN` takes further options"
+            raise click.UsageError(msg)
+        if config_file is not None:
+            msg = f"--config goes behind the command: cfrw {ctx.invoked_subcommand} --config {config_file}"
             raise click.UsageError(msg)
         return
     if resend_since is not None:
@@ -144,7 +154,7 @@ def check(config_file: Path | None, *, config_only: bool, as_json: bool) -> None
     table = Table("setting", "value", title="The configuration is sound")
     for name, value in rows:
         table.add_row(name, value)
-    Console().print(table)
+    _console().print(table)
 
 
 @main.command()
@@ -157,7 +167,7 @@ def status(config_file: Path | None, *, as_json: bool) -> None:
     if as_json:
         _print_json(report)
     else:
-        print_status(report, Console())
+        print_status(report, _console())
     if not is_complete(report):
         sys.exit(EXIT_INCOMPLETE)
 
@@ -210,7 +220,7 @@ def resend(
     if wanted.since >= wanted.until:
         msg = f"nothing lies between --since {instant(wanted.since)} and --until {instant(wanted.until)}"
         raise UsageError(msg)
-    plan = asyncio.run(_plan(settings, wanted))
+    plan = asyncio.run(_plan(settings, wanted, now))
     if not as_json:
         _print_counts("Would be sent again" if dry_run else "To be sent again", plan)
     if dry_run:
@@ -221,18 +231,21 @@ def resend(
     outcome = asyncio.run(_resend(settings, wanted, reason or shlex.join(["cfrw", *sys.argv[1:]])))
     if as_json:
         _print_json(outcome)
+    elif outcome is None:
+        click.echo("The running worker has not come to it yet; it will, and its status page shows it.")
     else:
         _print_counts("Sent again", outcome)
-    if any(count.state != "acknowledged" for count in outcome):
+    if outcome is None or any(count.state != "acknowledged" for count in outcome):
         sys.exit(EXIT_INCOMPLETE)
 
 
-async def _plan(settings: Settings, wanted: Resend) -> tuple[ResendCount, ...]:
+async def _plan(settings: Settings, wanted: Resend, now: float) -> tuple[ResendCount, ...]:
     """What a resend would send, after a look at whether what it names exists."""
     ledger = Ledger.open_read_only(settings.ledger.path)
     try:
-        known = [name for scope in await ledger.read(present_scopes) for name in (scope.name, scope.tag)]
-        _require_known("--zone", wanted.zones, known)
+        # Reports of no time at all: they name every zone, those that have disappeared included.
+        scopes = await ledger.read(scope_reports, since=now, final_until=now)
+        _require_known("--zone", wanted.zones, [name for scope in scopes for name in (scope.name, scope.tag)])
         _require_known("--dataset", wanted.datasets, settings.cloudflare.datasets)
         _require_known("--destination", wanted.destinations, [each.name for each in settings.destinations])
         return await ledger.read(plan_resend, wanted)
@@ -240,40 +253,105 @@ async def _plan(settings: Settings, wanted: Resend) -> tuple[ResendCount, ...]:
         await ledger.close()
 
 
-async def _resend(settings: Settings, wanted: Resend, reason: str) -> tuple[ResendCount, ...]:
-    asked_by = f"{getpass.getuser()}@{socket.gethostname()}"
+async def _resend(settings: Settings, wanted: Resend, reason: str) -> tuple[ResendCount, ...] | None:
+    """Have it done by whoever holds the ledger; what came of it, None where a signal came before it was begun."""
     clock = SystemClock()
     stopping = asyncio.Event()
-    try:
-        worker = Worker(settings, clock, once=True)
-    except LedgerHeldError:
-        return await _resend_by_running_worker(settings, wanted, reason, asked_by)
+    ask = partial(ask_for_resend, resend=wanted, reason=reason, asked_by=_asked_by(), now=clock.now())
     with stop_on_signals(stopping):
+        try:
+            worker = Worker(settings, clock, once=True)
+        except LedgerHeldError:
+            return await _resend_by_running_worker(settings, ask, stopping)
         async with worker:
-            number = await worker.ledger.write(
-                ask_for_resend, wanted, reason=reason, asked_by=asked_by, now=clock.now()
-            )
+            number = await worker.ledger.write(ask)
             await worker.push_once(stopping)
             return await worker.ledger.read(resent, number)
 
 
 async def _resend_by_running_worker(
-    settings: Settings, wanted: Resend, reason: str, asked_by: str
-) -> tuple[ResendCount, ...]:
-    """Ask the worker that holds the ledger, and follow it until everything is decided. Ctrl-C only stops following."""
+    settings: Settings, ask: Callable[..., int], stopping: asyncio.Event
+) -> tuple[ResendCount, ...] | None:
+    """Ask the worker that holds the ledger, and watch it until everything is decided or a signal comes."""
     clock = SystemClock()
     ledger = Ledger.open_to_ask(settings.ledger.path)
     try:
-        number = await ledger.write(ask_for_resend, wanted, reason=reason, asked_by=asked_by, now=clock.now())
+        number = await ledger.write(ask)
         click.echo(f"asked the running worker (repair {number}); Ctrl-C stops watching, not the repair", err=True)
         while True:
             asked = await ledger.read(job, number)
-            counts = await ledger.read(resent, number)
-            if asked is not None and asked.queued is not None and not any(each.state == "pending" for each in counts):
+            counts = None if asked is None or asked.queued is None else await ledger.read(resent, number)
+            is_decided = counts is not None and not any(count.state == "pending" for count in counts)
+            if is_decided or await wait_for_any(clock, _FOLLOW_SECONDS, stopping):
                 return counts
-            await clock.sleep(_FOLLOW_SECONDS)
     finally:
         await ledger.close()
+
+
+def _asked_by() -> str:
+    """Who runs this command, for the journal."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        # In a container the user often has a number only.
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
+
+
+@main.command()
+@click.option(
+    "--listen", default="127.0.0.1:8787", show_default=True, metavar="HOST:PORT", help="Where to listen; port 0: any."
+)
+@click.option("--zones", default=5, show_default=True, type=click.IntRange(1), help="How many zones there are.")
+@click.option("--accounts", default=2, show_default=True, type=click.IntRange(1), help="Over how many accounts.")
+@click.option("--seed", default=1, show_default=True, help="Everything follows from it.")
+def simulate(*, listen: str, zones: int, accounts: int, seed: int) -> None:
+    """Serve a simulated Cloudflare API until Ctrl-C, for a worker to be tried on."""
+    from worker.simulator import api, fleet, serving  # noqa: PLC0415 - needs graphql-core, which a worker does not
+
+    try:
+        host, port = listen_address(listen)
+    except ValueError as error:
+        msg = f"--listen {listen}: {error}"
+        raise UsageError(msg) from None
+
+    async def serve_until_stopped() -> None:
+        simulated = api.SimulatedApi(fleet.Fleet(seed, zones=zones, accounts=accounts), SystemClock())
+        stopping = asyncio.Event()
+        with stop_on_signals(stopping):
+            async with serving.serve(simulated, host, port) as url:
+                click.echo(
+                    f"A simulated Cloudflare API with {zones:,} zones listens at {url} until Ctrl-C.\n"
+                    "For a worker that collects from it:\n\n"
+                    f"  export CF_API_URL={url}\n"
+                    f"  export CF_API_TOKEN={api.ACCEPTED_BEARER}\n"
+                    "  export REMOTE_WRITE_URL=http://127.0.0.1:9090/api/v1/write  # of your Prometheus\n"
+                    "  cfrw run\n"
+                )
+                await stopping.wait()
+
+    try:
+        asyncio.run(serve_until_stopped())
+    except OSError as error:
+        # Of the resolver's errors the numbers are negative, and not the operating system's.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        msg = f"--listen {listen}: cannot listen there: {reason}"
+        raise UsageError(msg) from error
+
+
+@main.command()
+@click.option(
+    "--receiver",
+    type=click.Choice(["auto", "prometheus", "builtin"]),
+    default="auto",
+    show_default=True,
+    help="What receives: a `prometheus` on PATH, or a small one in memory; auto takes the first that there is.",
+)
+def demo(receiver: str) -> None:
+    """Show the whole job on this machine, with an outage in the middle; takes under a minute."""
+    from worker.demo.show import Choice, run_demo  # noqa: PLC0415 - needs graphql-core, which a worker does not
+
+    sys.exit(run_demo(Choice(receiver), Console()))
 
 
 def is_complete(report: StatusReport) -> bool:
@@ -323,7 +401,12 @@ def _print_counts(title: str, counts: Sequence[ResendCount]) -> None:
     table = Table("destination", "state", "buckets", "samples", title=title)
     for count in counts:
         table.add_row(count.destination, count.state, f"{count.buckets:,}", f"{count.samples:,}")
-    Console().print(table if counts else f"{title}: nothing")
+    _console().print(table if counts else f"{title}: nothing")
+
+
+def _console() -> Console:
+    """The terminal, on which texts of remote sides appear as they are: none of them is markup."""
+    return Console(markup=False, emoji=False, highlight=False)
 
 
 def _settings(config_file: Path | None) -> Settings:
@@ -331,21 +414,14 @@ def _settings(config_file: Path | None) -> Settings:
 
 
 def _start_logging(settings: Settings) -> None:
-    level = cast(LogLevel, settings.log.level.upper())
-    configure_logging(level, settings.log.format, _secrets(settings))
+    configure_logging(settings.log.level, settings.log.format, _secrets(settings))
 
 
 def _secrets(settings: Settings) -> Iterator[str]:
-    """Every secret of the configuration, in every form in which a library might print it."""
+    """Every secret of the configuration that is long enough to be one."""
     yield settings.cloudflare.api_token.get_secret_value()
     for destination in settings.destinations:
-        yield from (value.get_secret_value() for value in destination.headers.values())
-        if destination.bearer_token is not None:
-            yield destination.bearer_token.get_secret_value()
-        if destination.basic_auth is not None:
-            password = destination.basic_auth.password.get_secret_value()
-            yield password
-            yield f"{destination.basic_auth.username}:{password}"
+        yield from (secret for secret in secrets_of(destination) if len(secret) >= _SHORTEST_SECRET)
 
 
 def _when(option: str, text: str, now: float) -> float:
@@ -355,7 +431,7 @@ def _when(option: str, text: str, now: float) -> float:
         msg = f"{option}: {error}"
         raise UsageError(msg) from None
     if when > now:
-        msg = f"{option} {instant(when)} is in the future"
+        msg = f"{option} {text} is in the future"
         raise UsageError(msg)
     return when
 

@@ -12,6 +12,7 @@ Knows nothing of receivers. What it keeps in memory is only a view of the ledger
 """
 
 import asyncio
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
@@ -63,72 +64,110 @@ ZONES_REFRESH_SECONDS = 1800.0
 # Enough to hide the latency of a query behind that of others; the quota of one a second is the real limit.
 _QUERIES_AT_ONCE = 4
 
+# So many queries without an answer in a row are taken for an outage, and the others are left for later. Fewer may be
+# about the zones that were asked for, however Cloudflare words it.
+_QUERIES_WITHOUT_ANSWER = 4
+
+# Cloudflare's time is known to the second, and late by the time that an answer takes.
+_CLOCK_TOLERANCE_SECONDS = 30.0
+
+# Of the zones that had no answer so many are asked alone in a round: a tenth of the quota of five minutes. The others
+# travel together, so that an outage of hours, which is no zone's fault, does not make a query of each.
+_ASKED_ALONE = 30
+
+# A zone that Cloudflare has no answer for is asked less and less often, but twice an hour at least.
+_NO_ANSWER_HOLD_SECONDS = 1800.0
+
 # What a plan or a token denies seldom changes; asking once an hour notices when it does.
 _DENIED_HOLD_SECONDS = 3600.0
 
-# These failures say something about Cloudflare, the token or the quota, not about the zones that were asked for: going
-# on with other zones in the same pass would only meet them again.
-_OUTAGES = frozenset({ErrorKind.SERVER, ErrorKind.NETWORK, ErrorKind.RATE, ErrorKind.TOKEN, ErrorKind.ENDPOINT})
+# Failures that usually say something about Cloudflare, the token or the quota, and not about the zones asked for.
+_NO_ANSWER = frozenset({ErrorKind.SERVER, ErrorKind.NETWORK, ErrorKind.RATE, ErrorKind.TOKEN, ErrorKind.ENDPOINT})
 
-_DENIALS = frozenset({ErrorKind.PLAN_DATASET, ErrorKind.AUTH_SCOPE})
+_DENIALS = frozenset({ErrorKind.PLAN_DATASET, ErrorKind.PLAN_FIELD, ErrorKind.AUTH_SCOPE})
 
 log = get_logger()
 
 
 @dataclass(slots=True)
-class _Worklist:
-    """What is outstanding of one dataset: the windows of each zone, oldest first, and the zones to leave alone for now.
+class _Outstanding:
+    """What is outstanding of one zone.
 
-    looked_until: windows that start before this have been compared with the ledger.
-    held_until:   monotonic time until which a zone is not asked.
+    starts:     its windows, oldest first.
+    held_until: monotonic time until which the zone is not asked.
+    is_failing: whether the last query brought an error for it.
+    unanswered: above 0 when the last query with it had no answer; how often in a row that was so although the zone was
+                asked alone and Cloudflare answered other queries.
     """
 
-    dataset: Dataset
-    width_seconds: int
-    looked_until: int = 0
-    outstanding: dict[str, list[int]] = field(default_factory=dict)
-    held_until: dict[str, float] = field(default_factory=dict)
+    starts: list[int]
+    held_until: float = -math.inf
+    is_failing: bool = False
+    unanswered: int = 0
 
-    def next_round(self, zones: Iterable[Zone], monotonic: float) -> "list[_Query]":
-        """Queries that ask each zone once, for its oldest outstanding windows; the oldest windows of all come first."""
-        ready: list[tuple[int, int, Zone]] = []
-        for zone in zones:
-            starts = self.outstanding.get(zone.tag)
-            if starts and self.held_until.get(zone.tag, 0.0) <= monotonic:
-                ready.append((starts[0], self._run_length(starts), zone))
-        # Zones with runs of the same length side by side: a query asks for the shortest of its zones' runs.
-        ready.sort(key=lambda entry: entry[:2])
-        queries: list[_Query] = []
-        while ready:
-            first = ready[0][0]
-            together = [entry for entry in ready[:ZONES_PER_QUERY] if entry[0] == first]
-            ready = ready[len(together) :]
-            shortest = together[0][1]
-            run = range(first, first + shortest * self.width_seconds, self.width_seconds)
-            queries.append(_Query(self, tuple(zone for _, _, zone in together), run))
-        return queries
-
-    def settle(self, tag: str, starts: Iterable[int]) -> None:
-        """These windows of a zone are not outstanding any more."""
+    def settle(self, starts: Iterable[int]) -> None:
+        """These windows are not outstanding any more."""
         done = set(starts)
-        self.outstanding[tag] = [start for start in self.outstanding.get(tag, ()) if start not in done]
+        self.starts = [start for start in self.starts if start not in done]
 
-    def _run_length(self, starts: Sequence[int]) -> int:
+    def run_length(self, width_seconds: int) -> int:
+        """How many windows without a gap come first, as far as one query can ask for them."""
         length = 1
         while (
-            length < min(len(starts), WINDOWS_PER_QUERY) and starts[length] == starts[length - 1] + self.width_seconds
+            length < min(len(self.starts), WINDOWS_PER_QUERY)
+            and self.starts[length] == self.starts[length - 1] + width_seconds
         ):
             length += 1
         return length
 
 
+@dataclass(slots=True)
+class _Worklist:
+    """What is outstanding of one dataset.
+
+    looked_at: the windows that were final and within the replay bound when the clock was last looked at.
+    """
+
+    dataset: Dataset
+    width_seconds: int
+    looked_at: range = range(0)
+    outstanding: dict[str, _Outstanding] = field(default_factory=dict)
+
+    def next_round(self, zones: Iterable[Zone], monotonic: float) -> "list[_Query]":
+        """Queries that ask each zone once, for its oldest outstanding windows; the oldest windows of all come first.
+
+        Zones whose last query had no answer come last, and some of them alone: what was wrong may be one of them, and
+        it shall not cost its neighbours their windows.
+        """
+        ready: list[tuple[bool, int, int, Zone]] = []
+        for zone in zones:
+            of_zone = self.outstanding.get(zone.tag)
+            if of_zone and of_zone.starts and of_zone.held_until <= monotonic:
+                run_length = of_zone.run_length(self.width_seconds)
+                ready.append((of_zone.unanswered > 0, of_zone.starts[0], run_length, zone))
+        # Zones with runs of the same length side by side: a query asks for the shortest of its zones' runs.
+        ready.sort(key=lambda entry: entry[:3])
+        queries: list[_Query] = []
+        alone = 0
+        while ready:
+            is_retry, first, shortest, _ = ready[0]
+            alone += is_retry
+            most = 1 if is_retry and alone <= _ASKED_ALONE else ZONES_PER_QUERY
+            together = [entry for entry in ready[:most] if entry[:2] == (is_retry, first)]
+            ready = ready[len(together) :]
+            run = range(first, first + shortest * self.width_seconds, self.width_seconds)
+            queries.append(_Query(self, tuple(entry[3] for entry in together), run, is_retry))
+        return queries
+
+
 @dataclass(frozen=True, slots=True)
 class _Query:
-    """Zones that are asked together for the same run of windows."""
+    """Zones that are asked together for the same run of windows; `is_retry` when they had no answer the last time."""
 
     worklist: _Worklist
     zones: tuple[Zone, ...]
     starts: range
+    is_retry: bool
 
 
 class Collector:
@@ -154,6 +193,7 @@ class Collector:
         self._metrics = metrics
         self._zones: dict[str, Zone] = {}
         self._zones_listed_at: float | None = None
+        self._cloudflare_answers = True
         self._worklists = [_Worklist(DATASETS[name], settings.bucket_seconds) for name in settings.datasets]
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -169,57 +209,76 @@ class Collector:
         """
         self._health.beat(LOOP)
         started = self._clock.monotonic()
-        await self._refresh_zones()
-        listed = self._zones_listed_at is not None
-        complete = await self._has_room() and await self._work_off(stopping) and listed
-        if complete:
-            self._metrics.collect_last_success_timestamp_seconds.set(self._clock.now())
+        complete = await self._pass(stopping)
+        outstanding = [entry for worklist in self._worklists for entry in worklist.outstanding.items()]
+        self._metrics.zones_failing.set(len({tag for tag, of_zone in outstanding if of_zone.is_failing}))
         self._health.completed(LOOP)
         self._metrics.collect_pass_duration_seconds.observe(self._clock.monotonic() - started)
-        return complete
+        return complete and not any(of_zone.starts for _, of_zone in outstanding)
 
-    async def _work_off(self, stopping: asyncio.Event) -> bool:
-        """Query until nothing is outstanding; tell whether that was reached."""
+    async def _pass(self, stopping: asyncio.Event) -> bool:
+        """Go round after round; False where an outage, the ledger's volume or `stopping` ended it."""
         try:
-            return await self._query_until_captured(stopping)
+            while not stopping.is_set() and await self._has_room():
+                await self._refresh_zones()
+                for worklist in self._worklists:
+                    await self._look_for_due_windows(worklist)
+                queries = self._next_round()
+                if queries:
+                    self._cloudflare_answers = await self._ask_all(queries, stopping)
+                if not self._cloudflare_answers:
+                    return False
+                # Hours of catching up are many passes to whoever watches.
+                self._metrics.collect_last_success_timestamp_seconds.set(self._clock.now())
+                self._health.completed(LOOP)
+                if not queries:
+                    return self._zones_listed_at is not None
         except* LedgerFullError as errors:
             log.warning("Collection pauses: the ledger's volume is full", error=str(errors.exceptions[0]))
         return False
 
-    async def _query_until_captured(self, stopping: asyncio.Event) -> bool:
-        for worklist in self._worklists:
-            await self._look_for_new_windows(worklist)
-        while not stopping.is_set():
-            monotonic = self._clock.monotonic()
-            queries = [
-                query for worklist in self._worklists for query in worklist.next_round(self._zones.values(), monotonic)
-            ]
-            if not queries:
-                return not any(any(worklist.outstanding.values()) for worklist in self._worklists)
-            queries.sort(key=lambda query: query.starts[0])
-            if not await self._ask_all(queries, stopping):
-                return False
-        return False
+    def _next_round(self) -> list[_Query]:
+        """What may be asked for at this moment, the oldest windows first."""
+        zones = self._zones.values()
+        monotonic = self._clock.monotonic()
+        queries = [query for worklist in self._worklists for query in worklist.next_round(zones, monotonic)]
+        return sorted(queries, key=lambda query: (query.is_retry, query.starts[0]))
 
     async def _ask_all(self, queries: Sequence[_Query], stopping: asyncio.Event) -> bool:
-        """Ask some at a time; stop at the first sign of an outage and tell that it was one by returning False."""
+        """Ask some at a time, and leave the rest where several in a row had no answer; tell whether any had one."""
         todo = iter(queries)
-        outage = False
+        unanswered: list[_Query] = []
+        answered = in_a_row = 0
 
         async def ask_in_turn() -> None:
-            nonlocal outage
-            for query in todo:
-                if outage or stopping.is_set():
-                    return
-                outage |= not await self._ask(query)
+            nonlocal answered, in_a_row
+            while in_a_row < _QUERIES_WITHOUT_ANSWER and not stopping.is_set() and (query := next(todo, None)):
+                if await self._ask(query):
+                    answered += 1
+                    in_a_row = 0
+                else:
+                    unanswered.append(query)
+                    in_a_row += 1
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(_QUERIES_AT_ONCE, len(queries))):
                 group.create_task(ask_in_turn())
-        return not outage
+        for query in unanswered:
+            self._note_no_answer(query, alone=bool(answered) and len(query.zones) == 1)
+        return answered > 0
+
+    def _note_no_answer(self, query: _Query, *, alone: bool) -> None:
+        """Cloudflare had no answer to this query; `alone`: to one zone's, while it had some for others."""
+        for zone in query.zones:
+            of_zone = query.worklist.outstanding[zone.tag]
+            of_zone.unanswered = max(1, of_zone.unanswered + alone)
+            hold_seconds = self._settings.collection_interval_seconds * 2 ** min(of_zone.unanswered - 1, 10)
+            of_zone.held_until = max(
+                of_zone.held_until, self._clock.monotonic() + min(hold_seconds, _NO_ANSWER_HOLD_SECONDS)
+            )
 
     async def _ask(self, query: _Query) -> bool:
-        """Ask one query and write down what it brought; False when Cloudflare could not be asked at all."""
+        """Ask one query and write down what it brought; False when that was no answer at all."""
         self._health.beat(LOOP)
         worklist = query.worklist
         answers = await self._api.fetch(worklist.dataset, worklist.width_seconds, query.zones, query.starts)
@@ -235,14 +294,17 @@ class Collector:
         for answer in answers:
             match answer:
                 case Answered(zone=zone, windows=windows):
-                    worklist.settle(zone.tag, windows)
+                    of_zone = worklist.outstanding[zone.tag]
+                    of_zone.settle(windows)
+                    of_zone.is_failing = False
+                    of_zone.unanswered = 0
                 case Failed():
                     holes += self._note_failure(worklist, answer)
                 case _:
                     assert_never(answer)
         if holes:
             await self._ledger.write(record_holes, holes, now)
-        return not all(_is_outage(answer) for answer in answers)
+        return not all(_is_no_answer(answer) for answer in answers)
 
     def _buckets(self, worklist: _Worklist, answer: Answered) -> list[Bucket]:
         windows = [
@@ -285,7 +347,7 @@ class Collector:
 
     def _note_failure(self, worklist: _Worklist, failed: Failed) -> list[Hole]:
         """Hold the zone back as its failure asks for, and say why its windows have no bucket."""
-        tag = failed.zone.tag
+        of_zone = worklist.outstanding[failed.zone.tag]
         failure = failed.failure
         starts: Sequence[int] = failed.starts
         reason = HoleReason.FAILED
@@ -299,8 +361,9 @@ class Collector:
             reason = HoleReason.EXPIRED
             starts = expired
             hold_seconds = 0.0
-            worklist.settle(tag, starts)
-        worklist.held_until[tag] = self._clock.monotonic() + hold_seconds
+            of_zone.settle(starts)
+        of_zone.is_failing = reason is not HoleReason.EXPIRED
+        of_zone.held_until = self._clock.monotonic() + hold_seconds
         log.warning(
             "A zone's windows could not be captured",
             zone=failed.zone.name,
@@ -312,7 +375,7 @@ class Collector:
             error=failure.message,
         )
         return [
-            Hole(worklist.dataset.name, tag, Window(start, worklist.width_seconds), reason, failure.message)
+            Hole(worklist.dataset.name, failed.zone.tag, Window(start, worklist.width_seconds), reason, failure.message)
             for start in starts
         ]
 
@@ -323,29 +386,52 @@ class Collector:
         oldest = self._clock.now() - failed.failure.bound_seconds
         return [start for start in failed.starts if start < oldest]
 
-    async def _look_for_new_windows(self, worklist: _Worklist) -> None:
-        """Add what became final since the last pass, and all that is missing of zones that were not known before."""
+    async def _look_for_due_windows(self, worklist: _Worklist) -> None:
+        """Add what has become final since the last look, and all that is missing of zones that were not known then."""
         starts = final_window_starts(
-            self._clock.now(),
+            self._cloudflare_now(),
             width_seconds=worklist.width_seconds,
             delay_seconds=self._settings.delay_seconds,
             reach_seconds=self._settings.replay_hours * 3600,
         )
-        known = worklist.outstanding
-        worklist.outstanding = {tag: missing for tag, missing in known.items() if tag in self._zones}
-        for missing in worklist.outstanding.values():
-            missing[:] = [start for start in missing if start >= starts.start]
-            missing += [start for start in starts if start >= worklist.looked_until]
-        new = [tag for tag in self._zones if tag not in worklist.outstanding]
-        if new:
-            worklist.outstanding |= await self._ledger.write(
-                outstanding_windows,
-                dataset=worklist.dataset.name,
-                width_seconds=worklist.width_seconds,
-                tags=new,
-                starts=starts,
-            )
-        worklist.looked_until = max(worklist.looked_until, starts.stop)
+        before = worklist.looked_at
+        if starts.stop < before.stop:
+            # Somebody set the clock back: what was due by the old time may not be, and what was too old may be due.
+            worklist.outstanding.clear()
+        known = [tag for tag in self._zones if tag in worklist.outstanding]
+        unknown = [tag for tag in self._zones if tag not in worklist.outstanding]
+        new_starts = range(max(starts.start, before.stop), starts.stop, worklist.width_seconds)
+        missing = await self._missing(worklist, known, new_starts) | await self._missing(worklist, unknown, starts)
+        for tag, of_zone in list(worklist.outstanding.items()):
+            if tag in self._zones:
+                of_zone.starts = [start for start in of_zone.starts if start >= starts.start]
+            else:
+                del worklist.outstanding[tag]
+        for tag, missing_starts in missing.items():
+            worklist.outstanding.setdefault(tag, _Outstanding([])).starts += missing_starts
+        worklist.looked_at = starts
+
+    async def _missing(self, worklist: _Worklist, tags: Sequence[str], starts: range) -> dict[str, list[int]]:
+        if not tags or not starts:
+            return {tag: [] for tag in tags}
+        return await self._ledger.write(
+            outstanding_windows,
+            dataset=worklist.dataset.name,
+            width_seconds=worklist.width_seconds,
+            tags=tags,
+            starts=starts,
+        )
+
+    def _cloudflare_now(self) -> float:
+        """The time by which windows are final: this machine's, or Cloudflare's where this machine's runs ahead."""
+        ahead_seconds = self._api.ahead_seconds or 0.0
+        if ahead_seconds <= _CLOCK_TOLERANCE_SECONDS:
+            return self._clock.now()
+        log.warning(
+            "This machine's clock is ahead of Cloudflare's, by which windows are final; set it right",
+            ahead_seconds=round(ahead_seconds),
+        )
+        return self._clock.now() - ahead_seconds
 
     async def _refresh_zones(self) -> None:
         """List the zones when the last list is old. An outage leaves the last list in force, over a restart too."""
@@ -375,8 +461,8 @@ class Collector:
                 assert_never(listing)
 
     async def _take_list(self, zones: Sequence[Zone]) -> None:
-        self._zones = {zone.tag: zone for zone in zones}
         gone = await self._ledger.write(record_scopes, [_scope(zone) for zone in zones], self._clock.now())
+        self._zones = {zone.tag: zone for zone in zones}
         for scope in gone:
             log.warning("A zone has disappeared; what was captured of it is kept", zone=scope.name, zone_id=scope.tag)
         self._metrics.zones.set(len(zones))
@@ -408,8 +494,8 @@ class Collector:
         return False
 
 
-def _is_outage(answer: ZoneAnswer) -> bool:
-    return isinstance(answer, Failed) and answer.failure.kind in _OUTAGES
+def _is_no_answer(answer: ZoneAnswer) -> bool:
+    return isinstance(answer, Failed) and answer.failure.kind in _NO_ANSWER
 
 
 def _warn_unmatched(unmatched: Sequence[Unmatched]) -> None:

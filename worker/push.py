@@ -13,11 +13,12 @@ Knows nothing of Cloudflare. What it does not write to the ledger is forgotten w
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from typing import Protocol, assert_never
 
-from worker.buckets import Batch
 from worker.clock import Clock, wait_for_any
 from worker.config import DestinationSettings
 from worker.errors import LedgerFullError
@@ -71,7 +72,6 @@ class _Request:
 class _Turn:
     """What is read from the queue at a time: usually one request, several when the byte limit cuts it."""
 
-    batch: Batch
     requests: tuple[_Request, ...]
     position: Position
 
@@ -162,31 +162,31 @@ class Pusher:
                     buckets=len(pending.damaged),
                     first_bucket_id=pending.damaged[0],
                 )
-                await self._ledger.write(set_aside, self.name, pending.damaged, self._clock.now())
+                await self._record(set_aside, pending.damaged)
             if pending.batch.buckets:
                 parts = split_batch(pending.batch, queue.max_samples_per_send, queue.max_bytes_per_send)
                 requests = tuple(
                     _Request(compress(write_request(part)), tuple(b.bucket_id for b in part.buckets), part.sample_count)
                     for part in parts
                 )
-                return _Turn(pending.batch, requests, pending.position)
+                return _Turn(requests, pending.position)
             after = pending.position
 
     async def _deliver(self, turn: _Turn, stopping: asyncio.Event) -> bool:
-        """Send a turn's requests and record what came of its buckets; False, with nothing recorded, if cut short."""
-        refusals: dict[int, Refused] = {}
-        for request in turn.requests:
-            verdict = await self._send_until_decided(request, stopping)
-            if verdict is None:
-                return False
-            if isinstance(verdict, Refused):
-                refusals.update(dict.fromkeys(request.bucket_ids, verdict))
-        accepted = [bucket.bucket_id for bucket in turn.batch.buckets if bucket.bucket_id not in refusals]
-        if accepted:
-            await self._record_accepted(accepted)
-        for verdict in dict.fromkeys(refusals.values()):
-            refused = [bucket_id for bucket_id, given in refusals.items() if given == verdict]
-            await self._record_refused(refused, verdict)
+        """Send a turn's requests and record what came of each; False if cut short, with the rest still pending."""
+        # Several requests in a row for one bucket carry its pieces: it is decided on when all of them are.
+        for bucket_ids, requests in groupby(turn.requests, key=lambda request: request.bucket_ids):
+            refused: Refused | None = None
+            for request in requests:
+                verdict = None if stopping.is_set() else await self._send_until_decided(request, stopping)
+                if verdict is None:
+                    return False
+                if isinstance(verdict, Refused):
+                    refused = refused or verdict
+            if refused is None:
+                await self._record(acknowledge, bucket_ids)
+            else:
+                await self._record(partial(refuse, status=refused.status, reason=refused.text), bucket_ids)
         return True
 
     async def _send_until_decided(self, request: _Request, stopping: asyncio.Event) -> Accepted | Refused | None:
@@ -259,26 +259,17 @@ class Pusher:
         asked = verdict.retry_after_seconds or 0.0
         return max(capped, asked) * (1.0 + random.uniform(0.0, _JITTER))  # noqa: S311 - spreads load, guards nothing
 
-    async def _record_accepted(self, bucket_ids: Sequence[int]) -> None:
+    async def _record(self, decision: Callable[..., None], bucket_ids: Sequence[int]) -> None:
+        """Write a decision on these buckets down, a verb of the ledger, as soon as the volume has room for it."""
         while True:
             try:
-                return await self._ledger.write(acknowledge, self.name, bucket_ids, self._clock.now())
+                return await self._ledger.write(decision, self.name, bucket_ids, now=self._clock.now())
             except LedgerFullError as error:
-                await self._wait_for_room(error)
-
-    async def _record_refused(self, bucket_ids: Sequence[int], verdict: Refused) -> None:
-        while True:
-            try:
-                return await self._ledger.write(
-                    refuse, self.name, bucket_ids, status=verdict.status, reason=verdict.text, now=self._clock.now()
-                )
-            except LedgerFullError as error:
-                await self._wait_for_room(error)
-
-    async def _wait_for_room(self, error: LedgerFullError) -> None:
-        self._log.error("What the receiver decided cannot be written down; trying again", error=str(error))
-        self._health.beat(self.loop)
-        await self._clock.sleep(_FULL_LEDGER_RETRY_SECONDS)
+                if self._attempts_allowed is not None:
+                    raise
+                self._log.error("What the receiver decided cannot be written down; trying again", error=str(error))
+                self._health.beat(self.loop)
+                await self._clock.sleep(_FULL_LEDGER_RETRY_SECONDS)
 
 
 def _outcome(verdict: Verdict) -> str:

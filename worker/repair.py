@@ -7,6 +7,7 @@ is recorded before it begins, done once, and done by the process that also deliv
 import asyncio
 
 from worker.clock import Clock, wait_for_any
+from worker.errors import LedgerFullError
 from worker.health import Health
 from worker.ledger import Ledger, carry_out_next
 from worker.observe import get_logger
@@ -35,9 +36,12 @@ class Repairer:
 
     async def carry_out_all(self) -> None:
         """Carry out every repair that was asked for and not done yet, in the order in which they were asked for."""
-        while done := await self._ledger.write(carry_out_next, self._clock.now()):
-            self._ledger.announce()
-            log.info(
-                "Carried out a repair", job=done.job_id, kind=done.kind, asked_by=done.asked_by, reason=done.reason
-            )
+        try:
+            while done := await self._ledger.write(carry_out_next, self._clock.now()):
+                self._ledger.announce()
+                log.info(
+                    "Carried out a repair", job=done.job_id, kind=done.kind, asked_by=done.asked_by, reason=done.reason
+                )
+        except LedgerFullError as error:
+            log.warning("A repair waits: the ledger's volume is full", error=str(error))
         self._health.completed(LOOP)

@@ -9,13 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from worker.buckets import Bucket, Window
-from worker.ledger.packing import checksum, values_by_series
-from worker.ledger.scopes import dataset_number
+from worker.ledger.packing import checksum, is_intact, values_by_series
+from worker.ledger.scopes import dataset_number, scope_number
 from worker.ledger.session import Session
-
-# How many windows of one scope follow each other in the queue of a destination that takes them in any order: with 50
-# samples of a series in a row a receiver is several times as fast as with one, and more brings little.
-_SEGMENT_WINDOWS = 64
 
 # Enough for a sentence of the API; the rest of an HTML page helps nobody.
 _MAX_DETAIL_CHARACTERS = 500
@@ -63,13 +59,14 @@ class Captured:
 
 def capture(session: Session, buckets: Sequence[Bucket], now: float) -> Captured:
     """Write buckets, queue them for every destination, and close the holes they fill; all of it or nothing."""
-    destinations = [(number, bool(strict)) for number, strict in session.rows("present_destinations")]
     outcome: Counter[str] = Counter()
+    dataset_ids = {name: dataset_number(session, name) for name in {bucket.dataset for bucket in buckets}}
+    scope_ids = {tag: scope_number(session, tag) for tag in {bucket.scope for bucket in buckets}}
     for bucket in buckets:
         window = bucket.window
         key = {
-            "dataset_id": dataset_number(session, bucket.dataset),
-            "scope_id": session.number("scope_id", tag=bucket.scope),
+            "dataset_id": dataset_ids[bucket.dataset],
+            "scope_id": scope_ids[bucket.scope],
             "width_seconds": window.width_seconds,
             "start": window.start,
         }
@@ -91,17 +88,8 @@ def capture(session: Session, buckets: Sequence[Bucket], now: float) -> Captured
         outcome["buckets"] += 1
         outcome["samples"] += len(bucket.values)
         session.change("close_hole", **key)
-        for destination_id, strict in destinations if bucket.values else ():
-            session.change(
-                "enqueue",
-                bucket_id=bucket_id,
-                destination_id=destination_id,
-                segment=segment_start(window.start, window.width_seconds, strict=strict),
-                scope_id=key["scope_id"],
-                start=window.start,
-                window_end=window.end,
-                sample_count=len(bucket.values),
-            )
+        if bucket.values:
+            session.change("enqueue", **key, bucket_id=bucket_id, sample_count=len(bucket.values))
     return Captured(
         buckets=outcome["buckets"],
         samples=outcome["samples"],
@@ -117,7 +105,7 @@ def record_holes(session: Session, holes: Sequence[Hole], now: float) -> None:
         [
             {
                 "dataset_id": dataset_number(session, hole.dataset),
-                "scope_id": session.number("scope_id", tag=hole.scope),
+                "scope_id": scope_number(session, hole.scope),
                 "width_seconds": hole.window.width_seconds,
                 "start": hole.window.start,
                 "reason": hole.reason,
@@ -129,16 +117,12 @@ def record_holes(session: Session, holes: Sequence[Hole], now: float) -> None:
     )
 
 
-def segment_start(start: int, width_seconds: int, *, strict: bool) -> int:
-    """The place of a window in a destination's queue; see `delivery_queue` in schema.sql."""
-    return start if strict else start - start % (_SEGMENT_WINDOWS * width_seconds)
-
-
 def _compare(session: Session, key: dict[str, int], series_ids: bytes, values: bytes, now: float) -> str:
-    bucket_id, captured_ids, captured_values = next(session.rows("captured_content", **key))
+    bucket_id, timestamp_ms, captured_ids, captured_values, seal = next(session.rows("captured_content", **key))
     if (captured_ids, captured_values) == (series_ids, values):
         return "unchanged"
-    before = values_by_series(captured_ids, captured_values)
+    intact = is_intact(seal, **key, timestamp_ms=timestamp_ms, series_ids=captured_ids, values=captured_values)
+    before = values_by_series(captured_ids, captured_values) if intact else {}
     after = values_by_series(series_ids, values)
     differing = sum(before.get(series) != after.get(series) for series in before.keys() | after.keys())
     if not differing:

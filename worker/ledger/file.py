@@ -18,7 +18,7 @@ from types import MappingProxyType
 import apsw
 
 from worker.errors import LedgerDamagedError, LedgerFullError, LedgerHeldError, LedgerUnusableError
-from worker.ledger.migrations import check_version, migrate, pragma
+from worker.ledger.migrations import migrate, pragma, require_current, version_of
 
 # Buckets are rows of 1 to 4 kB: of 100 samples (1,250 bytes with its header) 13 fill a page of 16 KiB to 99 %, while 3
 # fill one of 4 KiB to 92 %.
@@ -30,6 +30,7 @@ _PAGE_BYTES = 16 * 1024
 _PRAGMAS = MappingProxyType(
     {
         "synchronous": 2,
+        "fullfsync": 1,  # macOS: sync through the drive's own cache; elsewhere it changes nothing
         "foreign_keys": 1,
         "busy_timeout": 5000,
         "wal_autocheckpoint": 256,
@@ -38,6 +39,17 @@ _PRAGMAS = MappingProxyType(
         # In KiB when negative: 16 MiB hold the upper levels of every index of a ledger of 10 GiB.
         "cache_size": -16 * 1024,
     }
+)
+
+# What SQLite says of a file that it cannot make sense of; and what only damage makes true, since no statement
+# of the ledger breaks a constraint, is too long or reads anything but UTF-8 on a file that is sound.
+_SIGNS_OF_DAMAGE = (
+    apsw.CorruptError,
+    apsw.NotADBError,
+    apsw.FormatError,
+    apsw.ConstraintError,
+    apsw.TooBigError,
+    UnicodeDecodeError,
 )
 
 # Locks and shared memory of these do not do what SQLite's WAL mode needs.
@@ -49,14 +61,18 @@ class LedgerLock:
 
     def __init__(self, path: Path) -> None:
         """Take the lock; LedgerHeldError when another process has it, LedgerUnusableError when it cannot be made."""
-        self._path = path.with_name(path.name + ".lock")
+        # Beside the file itself, so that two links to one file are one ledger.
+        real_path = Path(os.path.realpath(path))
+        lock_path = real_path.with_name(real_path.name + ".lock")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock_path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _unusable_volume(path, error) from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
         except BlockingIOError:
             holder = os.read(self._descriptor, 32).decode("ascii", "replace").strip() or "unknown"
             os.close(self._descriptor)
@@ -65,52 +81,55 @@ class LedgerLock:
         except OSError as error:
             os.close(self._descriptor)
             raise _unusable_volume(path, error) from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
 
     def release(self) -> None:
         """Let another process have it. The file stays: removing it would let two processes lock two files."""
         os.close(self._descriptor)
 
 
-def open_to_write(path: Path) -> apsw.Connection:
+def open_to_write(path: Path, mounts: str) -> apsw.Connection:
     """The connection of the lock's holder: the file is made or migrated, its settings are checked."""
-    file_system = _file_system_of(path)
+    file_system = file_system_of(path, mounts)
     if file_system in _NETWORK_FILE_SYSTEMS:
         message = f"{path} is on a network file system ({file_system}); put the ledger on a local volume"
         raise LedgerUnusableError(message)
-    with translated_errors(path):
-        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
-        try:
-            _configure(connection, path)
-            migrate(connection, str(path))
-        except BaseException:
-            connection.close()
-            raise
-    return connection
+    with _opened(path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE) as connection:
+        version_of(connection, str(path))
+        _configure(connection, path)
+        migrate(connection, str(path))
+        return connection
 
 
 def open_to_read(path: Path) -> apsw.Connection:
     """A connection that only reads, beside a running worker or without one."""
-    if not path.exists():
-        message = f"there is no ledger at {path} yet; LEDGER_PATH names the file, and `cfrw run` makes it"
-        raise LedgerUnusableError(message)
-    with translated_errors(path):
-        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        connection.set_busy_timeout(_PRAGMAS["busy_timeout"])
-        check_version(pragma(connection, "user_version"), str(path))
-    return connection
+    with _opened(path, apsw.SQLITE_OPEN_READONLY) as connection:
+        require_current(connection, str(path))
+        return connection
 
 
 def open_to_ask(path: Path) -> apsw.Connection:
     """A connection to add one row to the journal of a ledger that a running worker holds. It never checkpoints."""
-    with translated_errors(path):
-        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
-        connection.set_busy_timeout(_PRAGMAS["busy_timeout"])
+    with _opened(path, apsw.SQLITE_OPEN_READWRITE) as connection:
+        require_current(connection, str(path))
         connection.pragma("wal_autocheckpoint", 0)
-        connection.pragma("synchronous", 2)
-        check_version(pragma(connection, "user_version"), str(path))
-    return connection
+        connection.pragma("synchronous", _PRAGMAS["synchronous"])
+        return connection
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[apsw.Connection]:
+    """A connection that is closed again if what is done with it here raises."""
+    if not flags & apsw.SQLITE_OPEN_CREATE and not path.exists():
+        message = f"there is no ledger at {path} yet; LEDGER_PATH names the file, and `cfrw run` makes it"
+        raise LedgerUnusableError(message)
+    with translated_errors(path):
+        connection = apsw.Connection(str(path), flags=flags)
+        try:
+            connection.set_busy_timeout(_PRAGMAS["busy_timeout"])
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
 
 
 @contextlib.contextmanager
@@ -121,7 +140,10 @@ def translated_errors(path: Path) -> Iterator[None]:
     except apsw.FullError:
         message = f"no room is left for the ledger {path}; make room on its volume"
         raise LedgerFullError(message) from None
-    except (apsw.CorruptError, apsw.NotADBError, apsw.FormatError) as error:
+    except (apsw.BusyError, apsw.LockedError, apsw.ProtocolError) as error:
+        message = f"another program keeps the ledger {path} locked ({error}); only the worker may write to it"
+        raise LedgerUnusableError(message) from error
+    except _SIGNS_OF_DAMAGE as error:
         message = (
             f"the ledger {path} is damaged ({error}); keep the file, start with another LEDGER_PATH, "
             "and what Cloudflare still has will be collected again"
@@ -153,18 +175,22 @@ def _unusable_volume(path: Path, error: OSError) -> LedgerUnusableError:
     return LedgerUnusableError(f"the ledger {path} cannot be written: {error.strerror or error}; look at LEDGER_PATH")
 
 
-def _file_system_of(path: Path) -> str | None:
-    """The type of file system that `path` lies on, where the machine tells (Linux); else None."""
+def read_mounts() -> str:
+    """What is mounted where, as Linux tells it; nothing on other systems."""
     try:
-        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+        return Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return None
-    resolved = path.resolve()
+        return ""
+
+
+def file_system_of(path: Path, mounts: str) -> str | None:
+    """The type of the file system that `path` lies on according to the lines of `mounts`; None where none tells."""
+    real_path = Path(os.path.realpath(path))
     best, kind = -1, None
-    for line in mounts:
-        _, mount_point, file_system, *_ = line.split(" ")
+    for line in mounts.splitlines():
+        _, mount_point, file_system, *_ = (*line.split(" "), "", "")
         # Mount points write a space as \040.
         point = Path(mount_point.encode("ascii", "backslashreplace").decode("unicode_escape"))
-        if resolved.is_relative_to(point) and len(point.parts) >= best:
+        if real_path.is_relative_to(point) and len(point.parts) >= best:
             best, kind = len(point.parts), file_system
     return kind

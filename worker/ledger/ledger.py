@@ -15,7 +15,7 @@ from typing import Concatenate, Literal, ParamSpec, Self, TypeVar
 
 import apsw
 
-from worker.ledger.file import LedgerLock, open_to_ask, open_to_read, open_to_write, translated_errors
+from worker.ledger.file import LedgerLock, open_to_ask, open_to_read, open_to_write, read_mounts, translated_errors
 from worker.ledger.session import Session
 
 P = ParamSpec("P")
@@ -29,6 +29,7 @@ class Ledger:
         self.path = path
         self._connection = connection
         self._session = Session(connection)
+        self._log_path = Path(connection.filename_wal)
         self._lock = lock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._listeners: set[asyncio.Event] = set()
@@ -42,7 +43,7 @@ class Ledger:
         """
         lock = LedgerLock(path)
         try:
-            return cls(path, open_to_write(path), lock)
+            return cls(path, open_to_write(path, read_mounts()), lock)
         except BaseException:
             lock.release()
             raise
@@ -79,16 +80,21 @@ class Ledger:
     def log_bytes(self) -> int:
         """The size of the write-ahead log, which is not yet part of the database file."""
         try:
-            return self.path.with_name(self.path.name + "-wal").stat().st_size
+            return self._log_path.stat().st_size
         except FileNotFoundError:
             return 0
 
     async def close(self) -> None:
-        """Move the write-ahead log into the file, close it and release the lock. Closing twice is allowed."""
+        """Move the write-ahead log into the file, close it and release the lock. Closing twice is allowed.
+
+        While somebody else still reads, the log stays beside the file for whoever opens it next; nothing is lost.
+        """
         if not self._closed:
             self._closed = True
-            await self._in_thread(self._close)
-            self._thread.shutdown()
+            try:
+                await self._in_thread(self._close)
+            finally:
+                self._thread.shutdown(wait=False)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
@@ -114,9 +120,10 @@ class Ledger:
             return result
 
     def _close(self) -> None:
-        with translated_errors(self.path):
+        try:
+            with translated_errors(self.path):
+                # SQLite moves the log into the file when its last connection is closed, without waiting for others.
+                self._connection.close()
+        finally:
             if self._lock is not None:
-                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-            self._connection.close()
-        if self._lock is not None:
-            self._lock.release()
+                self._lock.release()

@@ -5,7 +5,8 @@
     checksum       CRC-32 over the row's identity and both
 
 The checksum covers the identity too (dataset, scope, window, timestamp), so that a flipped bit cannot move good samples
-to another window. SQLite checks its own pages of the write-ahead log, but not those of the database.
+to another window; that of a series covers its number, so that none can move them to another series. SQLite checks its
+own pages of the write-ahead log, but not those of the database.
 """
 
 import struct
@@ -21,6 +22,7 @@ SERIES_ID_TYPE = "I"
 """Type code of a packed series id: 4 bytes, 4.2 billion series."""
 
 _IDENTITY = struct.Struct("<qqqqq")
+_SERIES_ID = struct.Struct("<q")
 
 
 def checksum(
@@ -36,6 +38,46 @@ def checksum(
     """The CRC-32 of one bucket's row."""
     identity = _IDENTITY.pack(dataset_id, scope_id, width_seconds, start, timestamp_ms)
     return zlib.crc32(values, zlib.crc32(series_ids, zlib.crc32(identity)))
+
+
+def is_intact(
+    seal: int,
+    *,
+    dataset_id: int,
+    scope_id: int,
+    width_seconds: int,
+    start: int,
+    timestamp_ms: int,
+    series_ids: bytes,
+    values: bytes,
+) -> bool:
+    """Whether a bucket's row is what was written."""
+    try:
+        expected = checksum(
+            dataset_id=dataset_id,
+            scope_id=scope_id,
+            width_seconds=width_seconds,
+            start=start,
+            timestamp_ms=timestamp_ms,
+            series_ids=series_ids,
+            values=values,
+        )
+    except (TypeError, struct.error):  # a flipped bit in a row's header makes something else of a column
+        return False
+    return seal == expected and len(series_ids) * 2 == len(values)
+
+
+def series_checksum(series_id: int, labels: bytes) -> int:
+    """The CRC-32 of one series' row."""
+    return zlib.crc32(labels, zlib.crc32(_SERIES_ID.pack(series_id)))
+
+
+def is_series_intact(seal: int, series_id: int, labels: bytes) -> bool:
+    """Whether a series' row is what was written."""
+    try:
+        return seal == series_checksum(series_id, labels)
+    except (TypeError, struct.error):
+        return False
 
 
 def values_by_series(series_ids: bytes, values: bytes) -> dict[int, bytes]:

@@ -1,4 +1,6 @@
 -- Every statement of the ledger, by name. worker/ledger/session.py loads them; a test prepares each one against the schema.
+-- What is sealed by a checksum is read AS BLOB: one flipped bit makes a text of a blob, and reading that as a text fails.
+-- No window is longer than a day (86400 s): that lets an index on start find what ended after some time.
 
 -- name: dataset_id
 SELECT id FROM dataset WHERE name = :name
@@ -25,17 +27,25 @@ SELECT tag, name, account_tag, account_name, plan FROM scope WHERE gone_at IS NU
 UPDATE scope SET gone_at = :now WHERE tag = :tag
 
 -- name: end_of_other_widths
-SELECT max(start + width_seconds) FROM bucket
+SELECT max(
+    (
+        SELECT max(bucket.start) FROM bucket
+        WHERE bucket.dataset_id = expectation.dataset_id AND bucket.scope_id = expectation.scope_id
+            AND bucket.width_seconds = expectation.width_seconds
+    ) + expectation.width_seconds
+)
+FROM expectation
 WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds != :width_seconds
 
 -- name: expect
 INSERT INTO expectation (dataset_id, scope_id, width_seconds, from_start)
-VALUES (:dataset_id, :scope_id, :width_seconds, :from_start)
-ON CONFLICT DO NOTHING
+VALUES (:dataset_id, :scope_id, :width_seconds, max(:from_start, :not_before))
+ON CONFLICT DO UPDATE SET from_start = max(from_start, :not_before), until = NULL
+RETURNING from_start
 
--- name: expected_from
-SELECT from_start FROM expectation
-WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds
+-- name: end_other_expectations
+UPDATE expectation SET until = :until
+WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds != :width_seconds AND until IS NULL
 
 -- name: settled_starts
 SELECT start FROM bucket
@@ -45,14 +55,17 @@ SELECT start FROM hole
 WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds AND start >= :since
     AND reason = 'expired'
 
--- name: series_id
-SELECT id FROM series WHERE labels = ?
+-- name: series_by_labels
+SELECT id, checksum FROM series WHERE labels = ?
 
--- name: series_labels
-SELECT labels FROM series WHERE id = ?
+-- name: series_by_id
+SELECT CAST(labels AS BLOB), checksum FROM series WHERE id = ?
+
+-- name: next_series_id
+SELECT coalesce(max(id), 0) + 1 FROM series
 
 -- name: add_series
-INSERT INTO series (labels) VALUES (?) RETURNING id
+INSERT INTO series (id, labels, checksum) VALUES (?, ?, ?)
 
 -- name: add_bucket
 INSERT INTO bucket
@@ -63,7 +76,7 @@ ON CONFLICT DO NOTHING
 RETURNING id
 
 -- name: captured_content
-SELECT id, series_ids, sample_values FROM bucket
+SELECT id, timestamp_ms, CAST(series_ids AS BLOB), CAST(sample_values AS BLOB), checksum FROM bucket
 WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds AND start = :start
 
 -- name: close_hole
@@ -84,42 +97,47 @@ ON CONFLICT DO UPDATE SET
 INSERT INTO drift (bucket_id, seen_at, samples_differing) VALUES (:bucket_id, :now, :samples_differing)
 ON CONFLICT DO UPDATE SET seen_at = excluded.seen_at, samples_differing = excluded.samples_differing
 
--- name: present_destinations
-SELECT id, strict FROM destination WHERE gone_at IS NULL
-
 -- name: all_destinations
-SELECT id, name, strict, gone_at FROM destination
+SELECT id, name, segment_windows, gone_at FROM destination
 
 -- name: destination_id
 SELECT id FROM destination WHERE name = :name
 
 -- name: record_destination
-INSERT INTO destination (name, strict) VALUES (:name, :strict)
-ON CONFLICT (name) DO UPDATE SET strict = excluded.strict, gone_at = NULL
+INSERT INTO destination (name, segment_windows) VALUES (:name, :segment_windows)
+ON CONFLICT (name) DO UPDATE SET segment_windows = excluded.segment_windows, gone_at = NULL
 RETURNING id
 
 -- name: destination_gone
 UPDATE destination SET gone_at = :now WHERE id = :id
 
--- name: queue_places
-SELECT bucket_id, start, window_end FROM delivery WHERE destination_id = :destination_id AND state = 'pending'
-
--- name: move_in_queue
-UPDATE delivery SET segment = :segment WHERE bucket_id = :bucket_id AND destination_id = :destination_id
-
--- name: buckets_ended_since
-SELECT id, scope_id, width_seconds, start, length(sample_values) / 8 FROM bucket
-WHERE start + width_seconds >= :since AND length(sample_values) > 0
+-- name: reorder_queue
+UPDATE delivery SET segment = start - start % ((window_end - start) * :segment_windows)
+WHERE destination_id = :destination_id AND state = 'pending'
 
 -- name: enqueue
 INSERT INTO delivery (bucket_id, destination_id, state, segment, scope_id, start, window_end, sample_count)
-VALUES (:bucket_id, :destination_id, 'pending', :segment, :scope_id, :start, :window_end, :sample_count)
+SELECT
+    :bucket_id, id, 'pending', :start - :start % (:width_seconds * segment_windows), :scope_id, :start,
+    :start + :width_seconds, :sample_count
+FROM destination WHERE gone_at IS NULL
+
+-- name: enqueue_ended_since
+INSERT INTO delivery (bucket_id, destination_id, state, segment, scope_id, start, window_end, sample_count)
+SELECT
+    bucket.id, destination.id, 'pending',
+    bucket.start - bucket.start % (bucket.width_seconds * destination.segment_windows),
+    bucket.scope_id, bucket.start, bucket.start + bucket.width_seconds, length(bucket.sample_values) / 8
+FROM destination CROSS JOIN bucket
+WHERE destination.id = :destination_id AND length(bucket.sample_values) > 0
+    AND bucket.start >= :since - 86400 AND bucket.start + bucket.width_seconds >= :since
 ON CONFLICT DO NOTHING
 
 -- name: pending
 SELECT
-    delivery.segment, bucket.id, bucket.dataset_id, bucket.scope_id, bucket.width_seconds, bucket.start,
-    bucket.timestamp_ms, bucket.series_ids, bucket.sample_values, bucket.checksum
+    delivery.segment, delivery.scope_id, delivery.start, delivery.bucket_id,
+    bucket.dataset_id, bucket.scope_id, bucket.width_seconds, bucket.start,
+    bucket.timestamp_ms, CAST(bucket.series_ids AS BLOB), CAST(bucket.sample_values AS BLOB), bucket.checksum
 FROM delivery CROSS JOIN bucket ON bucket.id = delivery.bucket_id
 WHERE delivery.destination_id = (SELECT id FROM destination WHERE name = :destination)
     AND delivery.state = 'pending'
@@ -130,15 +148,17 @@ ORDER BY delivery.segment, delivery.scope_id, delivery.start, delivery.bucket_id
 
 -- name: acknowledge
 UPDATE delivery SET state = 'acknowledged', decided_at = :now, status = NULL, reason = NULL
-WHERE bucket_id = :bucket_id AND destination_id = :destination_id
+WHERE destination_id = :destination_id AND bucket_id IN (SELECT value FROM json_each(:bucket_ids))
 
 -- name: decide_against
 UPDATE delivery SET state = :state, decided_at = :now, status = :status, reason = :reason
-WHERE bucket_id = :bucket_id AND destination_id = :destination_id
+WHERE destination_id = :destination_id AND bucket_id IN (SELECT value FROM json_each(:bucket_ids))
+    AND state != 'acknowledged'
 
 -- name: expire
 UPDATE delivery SET state = 'expired', decided_at = :now, reason = :reason
-WHERE state = 'pending' AND window_end < :ended_before AND job_id IS NULL
+WHERE destination_id IN (SELECT id FROM destination) AND state = 'pending'
+    AND segment < :ended_before AND window_end < :ended_before AND job_id IS NULL
 
 -- name: prune_buckets
 DELETE FROM bucket WHERE id IN (
@@ -153,7 +173,7 @@ DELETE FROM bucket WHERE id IN (
 )
 
 -- name: prune_holes
-DELETE FROM hole WHERE start + width_seconds < :ended_before
+DELETE FROM hole WHERE start < :ended_before AND start + width_seconds < :ended_before
 
 -- name: prove_writable
 UPDATE destination SET name = name WHERE id = (SELECT min(id) FROM destination)
@@ -175,19 +195,6 @@ WHERE state = 'asked' ORDER BY id LIMIT 1
 
 -- name: finish_job
 UPDATE job SET state = :state, finished_at = :now, result = :result WHERE id = :id
-
--- name: resend_buckets
-SELECT
-    bucket.id, destination.id, destination.strict, bucket.scope_id, bucket.width_seconds, bucket.start,
-    length(bucket.sample_values) / 8
-FROM bucket
-JOIN scope ON scope.id = bucket.scope_id
-JOIN dataset ON dataset.id = bucket.dataset_id
-JOIN destination ON destination.gone_at IS NULL
-WHERE bucket.start >= :since AND bucket.start < :until AND length(bucket.sample_values) > 0
-    AND (:zones = '[]' OR EXISTS (SELECT 1 FROM json_each(:zones) WHERE value IN (scope.name, scope.tag)))
-    AND (:datasets = '[]' OR dataset.name IN (SELECT value FROM json_each(:datasets)))
-    AND (:destinations = '[]' OR destination.name IN (SELECT value FROM json_each(:destinations)))
 
 -- name: resend_plan
 SELECT
@@ -213,7 +220,18 @@ ORDER BY destination.name, delivery.state
 
 -- name: enqueue_again
 INSERT INTO delivery (bucket_id, destination_id, state, segment, scope_id, start, window_end, sample_count, job_id)
-VALUES (:bucket_id, :destination_id, 'pending', :segment, :scope_id, :start, :window_end, :sample_count, :job_id)
+SELECT
+    bucket.id, destination.id, 'pending',
+    bucket.start - bucket.start % (bucket.width_seconds * destination.segment_windows),
+    bucket.scope_id, bucket.start, bucket.start + bucket.width_seconds, length(bucket.sample_values) / 8, :job_id
+FROM bucket
+JOIN scope ON scope.id = bucket.scope_id
+JOIN dataset ON dataset.id = bucket.dataset_id
+JOIN destination ON destination.gone_at IS NULL
+WHERE bucket.start >= :since AND bucket.start < :until AND length(bucket.sample_values) > 0
+    AND (:zones = '[]' OR EXISTS (SELECT 1 FROM json_each(:zones) WHERE value IN (scope.name, scope.tag)))
+    AND (:datasets = '[]' OR dataset.name IN (SELECT value FROM json_each(:datasets)))
+    AND (:destinations = '[]' OR destination.name IN (SELECT value FROM json_each(:destinations)))
 ON CONFLICT DO UPDATE SET
     state = 'pending', segment = excluded.segment, job_id = excluded.job_id, decided_at = NULL, status = NULL, reason = NULL
 
@@ -226,10 +244,17 @@ GROUP BY destination.id
 ORDER BY destination.name
 
 -- name: delivery_counts
-SELECT destination.name, delivery.state, count(*), destination.gone_at IS NOT NULL
-FROM delivery JOIN destination ON destination.id = delivery.destination_id
-GROUP BY destination.id, delivery.state
-ORDER BY destination.name, delivery.state
+WITH counted (destination_id, state, buckets) AS (
+    SELECT destination_id, 'pending', count(*) FROM delivery WHERE state = 'pending' GROUP BY destination_id
+    UNION ALL
+    SELECT destination_id, 'acknowledged', count(*) FROM delivery WHERE state = 'acknowledged' GROUP BY destination_id
+    UNION ALL
+    SELECT destination_id, state, count(*) FROM delivery WHERE state IN ('refused', 'expired', 'damaged')
+    GROUP BY destination_id, state
+)
+SELECT destination.name, counted.state, counted.buckets, destination.gone_at IS NOT NULL
+FROM counted JOIN destination ON destination.id = counted.destination_id
+ORDER BY destination.name, counted.state
 
 -- name: undelivered
 SELECT destination.name, delivery.state, count(*), max(delivery.decided_at), delivery.status, coalesce(delivery.reason, '')
@@ -244,7 +269,7 @@ WITH reach AS (
         expectation.dataset_id, expectation.scope_id, expectation.width_seconds,
         -- A window belongs to the stretch while its end lies inside it.
         max(expectation.from_start, :since / expectation.width_seconds * expectation.width_seconds) AS first_start,
-        min(:final_until, coalesce(scope.gone_at, :final_until))
+        min(:final_until, coalesce(scope.gone_at, :final_until), coalesce(expectation.until, :final_until))
             / expectation.width_seconds * expectation.width_seconds AS after_last
     FROM expectation JOIN scope ON scope.id = expectation.scope_id
 )
@@ -292,18 +317,24 @@ JOIN scope ON scope.id = reach.scope_id
 ORDER BY dataset.name, scope.name, scope.tag, reach.width_seconds
 
 -- name: newest_captured
-SELECT dataset.name, max(bucket.start + bucket.width_seconds)
-FROM bucket JOIN dataset ON dataset.id = bucket.dataset_id
-WHERE bucket.start >= (SELECT max(start) FROM bucket) - 2 * 86400
+SELECT dataset.name, max(
+    (
+        SELECT max(bucket.start) FROM bucket
+        WHERE bucket.dataset_id = expectation.dataset_id AND bucket.scope_id = expectation.scope_id
+            AND bucket.width_seconds = expectation.width_seconds
+    ) + expectation.width_seconds
+) AS newest_end
+FROM expectation JOIN dataset ON dataset.id = expectation.dataset_id
 GROUP BY dataset.id
+HAVING newest_end IS NOT NULL
 
 -- name: hole_counts
 SELECT dataset.name, hole.reason, count(*)
 FROM hole JOIN dataset ON dataset.id = hole.dataset_id
-WHERE hole.start + hole.width_seconds > :since
+WHERE hole.start > :since - 86400 AND hole.start + hole.width_seconds > :since
 GROUP BY dataset.id, hole.reason
 
 -- name: drifted_buckets
 SELECT dataset.name, count(*)
-FROM drift JOIN bucket ON bucket.id = drift.bucket_id JOIN dataset ON dataset.id = bucket.dataset_id
+FROM drift CROSS JOIN bucket ON bucket.id = drift.bucket_id CROSS JOIN dataset ON dataset.id = bucket.dataset_id
 GROUP BY dataset.id

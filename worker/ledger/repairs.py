@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from worker.ledger.capture import segment_start
 from worker.ledger.session import Session, Value
 
 
@@ -97,23 +96,7 @@ def carry_out_next(session: Session, now: float) -> Job | None:
     if asked is None:
         return None
     counts = plan_resend(session, asked.arguments)
-    rows = list(session.rows("resend_buckets", **_bindings(asked.arguments)))
-    session.many(
-        "enqueue_again",
-        [
-            {
-                "bucket_id": bucket_id,
-                "destination_id": destination_id,
-                "segment": segment_start(start, width_seconds, strict=bool(strict)),
-                "scope_id": scope_id,
-                "start": start,
-                "window_end": start + width_seconds,
-                "sample_count": sample_count,
-                "job_id": asked.job_id,
-            }
-            for bucket_id, destination_id, strict, scope_id, width_seconds, start, sample_count in rows
-        ],
-    )
+    session.change("enqueue_again", **_bindings(asked.arguments), job_id=asked.job_id)
     session.change("finish_job", id=asked.job_id, state="done", result=_json(counts), now=int(now))
     return job(session, asked.job_id)
 

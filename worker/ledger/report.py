@@ -104,7 +104,7 @@ def newest_captured(session: Session) -> dict[str, int]:
 
 
 def hole_counts(session: Session, *, since: float) -> dict[tuple[str, str], int]:
-    """How many windows at or after `since` have no bucket although they were asked for, by (dataset, reason)."""
+    """How many windows that ended after `since` have no bucket although they were asked for, by (dataset, reason)."""
     return {(dataset, reason): count for dataset, reason, count in session.rows("hole_counts", since=int(since))}
 
 

@@ -30,13 +30,15 @@ CREATE TABLE expectation (
     scope_id      INTEGER NOT NULL REFERENCES scope (id),
     width_seconds INTEGER NOT NULL,
     from_start    INTEGER NOT NULL,
+    until         INTEGER,  -- windows that end later are expected in another width; NULL for the width in force
     PRIMARY KEY (dataset_id, scope_id, width_seconds)
 ) STRICT, WITHOUT ROWID;
 
 -- Every series that ever had a sample, by its label block (worker/series.py). Never changed.
 CREATE TABLE series (
-    id     INTEGER PRIMARY KEY,
-    labels BLOB NOT NULL UNIQUE
+    id       INTEGER PRIMARY KEY CHECK (id BETWEEN 1 AND 4294967295),  -- packed as a uint32
+    labels   BLOB NOT NULL UNIQUE,
+    checksum INTEGER NOT NULL  -- CRC-32 over both (worker/ledger/packing.py)
 ) STRICT;
 
 -- One captured bucket. Never changed; deleted only by retention, after every destination has decided on it.
@@ -57,10 +59,10 @@ CREATE INDEX bucket_by_start ON bucket (start);
 
 -- The remote-write endpoints, by the name in the configuration.
 CREATE TABLE destination (
-    id      INTEGER PRIMARY KEY,
-    name    TEXT NOT NULL UNIQUE,
-    strict  INTEGER NOT NULL,  -- 1: takes no sample older than the newest of its series
-    gone_at INTEGER            -- set when the configuration does not name it any more; its rows are then nobody's duty
+    id              INTEGER PRIMARY KEY,
+    name            TEXT NOT NULL UNIQUE,
+    segment_windows INTEGER NOT NULL,  -- windows in a segment of its queue (see delivery_queue); 1 if it is strict
+    gone_at         INTEGER  -- set when the configuration does not name it any more; its rows are then nobody's duty
 ) STRICT;
 
 -- What became of one bucket at one destination. The state is a word and not a number, so that no single
@@ -88,13 +90,16 @@ CREATE TABLE delivery (
 
 -- The queue of a destination is one range scan of this index. A segment is a run of windows; within it all windows
 -- of a scope follow each other, oldest first, so that a batch holds many samples of few series, which is
--- what a receiver takes fastest. For a strict destination a segment is one window: there the oldest window of any scope
--- goes first.
+-- what a receiver takes fastest. A strict destination takes no sample that is older than the newest of its series: there a
+-- segment is one window, and the oldest window of any scope goes first.
 CREATE INDEX delivery_queue ON delivery (destination_id, segment, scope_id, start, bucket_id, window_end, sample_count)
     WHERE state = 'pending';
 
 -- What became of what a repair asked for.
 CREATE INDEX delivery_by_job ON delivery (job_id) WHERE job_id IS NOT NULL;
+
+-- For the number of rows by state, without reading the table.
+CREATE INDEX delivery_acknowledged ON delivery (destination_id) WHERE state = 'acknowledged';
 
 -- What the receiver or the bound decided against, for the status and for repair.
 CREATE INDEX delivery_undelivered ON delivery (destination_id, state, start)
@@ -112,6 +117,8 @@ CREATE TABLE hole (
     attempted_at  INTEGER NOT NULL,
     PRIMARY KEY (dataset_id, scope_id, width_seconds, start)
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX hole_by_start ON hole (start);
 
 -- Captured buckets that Cloudflare later answered differently for. The bucket stays as it is; the newest finding is kept.
 CREATE TABLE drift (

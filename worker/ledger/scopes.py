@@ -53,22 +53,31 @@ def outstanding_windows(
     """Of the windows `starts`, those that each scope is expected to have and has not, oldest first.
 
     A scope that is seen for the first time is expected to have all of `starts`. One whose windows had another width
-    before is expected from the end of the last of those on: two widths must never overlap, since their samples
-    would be different values of one series at one timestamp. Windows that Cloudflare has no data for any more are
-    left out.
+    before is expected from the end of the last of those on, and no further in that width: two widths must never
+    overlap, since their samples would be different values of one series at one timestamp. Windows that Cloudflare has
+    no data for any more are left out.
     """
     dataset_id = dataset_number(session, dataset)
     outstanding: dict[str, list[int]] = {}
     for tag in tags:
-        scope_id = session.number("scope_id", tag=tag)
-        key = {"dataset_id": dataset_id, "scope_id": scope_id, "width_seconds": width_seconds}
+        key = {"dataset_id": dataset_id, "scope_id": scope_number(session, tag), "width_seconds": width_seconds}
         other_width_until = session.number("end_of_other_widths", **key)
-        aligned = -(-other_width_until // width_seconds) * width_seconds
-        session.change("expect", **key, from_start=max(starts.start, aligned))
-        wanted = range(max(starts.start, session.number("expected_from", **key)), starts.stop, width_seconds)
+        not_before = -(-other_width_until // width_seconds) * width_seconds
+        expected_from = session.number("expect", **key, from_start=starts.start, not_before=not_before)
+        session.change("end_other_expectations", **key, until=expected_from)
+        wanted = range(max(starts.start, expected_from), starts.stop, width_seconds)
         settled = {start for (start,) in session.rows("settled_starts", **key, since=starts.start)}
         outstanding[tag] = [start for start in wanted if start not in settled]
     return outstanding
+
+
+def scope_number(session: Session, tag: str) -> int:
+    """The number of a scope; LookupError for one that no listing ever showed."""
+    number = session.number("scope_id", tag=tag)
+    if not number:
+        message = f"no listing ever showed a zone or an account {tag}"
+        raise LookupError(message)
+    return number
 
 
 def dataset_number(session: Session, name: str) -> int:

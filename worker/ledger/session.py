@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import apsw
 
-from worker.ledger.packing import SERIES_ID_TYPE
+from worker.ledger.packing import SERIES_ID_TYPE, is_series_intact, series_checksum
 
 Value: TypeAlias = int | float | str | bytes | None
 """What a column of SQLite may hold."""
@@ -54,10 +54,16 @@ class SeriesIndex:
         except KeyError:
             return array(SERIES_ID_TYPE, [known.get(block) or self._look_up_or_add(block) for block in blocks])
 
-    def blocks(self, ids: Iterable[int]) -> dict[int, bytes]:
-        """The label blocks of these numbers."""
+    def blocks(self, ids: Iterable[int]) -> dict[int, bytes] | None:
+        """The label blocks of these numbers; None if the row of one of them is damaged."""
         known = self._block_of
-        return {number: known.get(number) or self._look_up(number) for number in ids}
+        blocks: dict[int, bytes] = {}
+        for number in ids:
+            block = known.get(number) or self._look_up(number)
+            if block is None:
+                return None
+            blocks[number] = block
+        return blocks
 
     def forget(self) -> None:
         """Drop what is remembered: after a rollback some of it is not in the file."""
@@ -65,21 +71,35 @@ class SeriesIndex:
         self._block_of.clear()
 
     def _look_up_or_add(self, block: bytes) -> int:
-        number = self._connection.execute(QUERIES["series_id"], (block,)).get
-        if number is None:
-            number = self._connection.execute(QUERIES["add_series"], (block,)).get
-        return self._remember(number, block)[0]
+        row = self._connection.execute(QUERIES["series_by_labels"], (block,)).fetchone()
+        if row is None:
+            number: int = self._connection.execute(QUERIES["next_series_id"]).get
+            self._connection.execute(QUERIES["add_series"], (number, block, series_checksum(number, block)))
+        else:
+            number, seal = row
+            if not is_series_intact(seal, number, block):
+                message = f"the row of series {number} does not match its checksum"
+                raise apsw.CorruptError(message)
+        self._remember(number, block)
+        return number
 
-    def _look_up(self, number: int) -> bytes:
-        return self._remember(number, self._connection.execute(QUERIES["series_labels"], (number,)).get)[1]
+    def _look_up(self, number: int) -> bytes | None:
+        row = self._connection.execute(QUERIES["series_by_id"], (number,)).fetchone()
+        if row is None:
+            return None
+        block: bytes
+        block, seal = row
+        if not is_series_intact(seal, number, block):
+            return None
+        self._remember(number, block)
+        return block
 
-    def _remember(self, number: int, block: bytes) -> tuple[int, bytes]:
+    def _remember(self, number: int, block: bytes) -> None:
         if len(self._id_of) >= _MAX_CACHED_SERIES:
             for old in list(islice(self._id_of, _MAX_CACHED_SERIES // 4)):
                 self._block_of.pop(self._id_of.pop(old), None)
         self._id_of[block] = number
         self._block_of[number] = block
-        return number, block
 
 
 class Session:
@@ -103,15 +123,14 @@ class Session:
         value = self.value(query, **bindings)
         return value if isinstance(value, int) else 0
 
-    def many(self, query: str, rows: Iterable[dict[str, Value]]) -> int:
-        """Run a named statement for every row; return how many rows of the file it changed."""
-        before = self._connection.total_changes()
+    def many(self, query: str, rows: Iterable[dict[str, Value]]) -> None:
+        """Run a named statement for every row."""
         self._connection.executemany(QUERIES[query], rows)
-        return self._connection.total_changes() - before
 
     def change(self, query: str, **bindings: Value) -> int:
-        """Run a named statement; return how many rows of the file it changed."""
-        return self.many(query, (bindings,))
+        """Run a named statement; return how many rows of its table it changed, without those of cascades."""
+        self._connection.execute(QUERIES[query], bindings)
+        return self._connection.changes()
 
     def pragma(self, name: str, value: int | None = None) -> int:
         """Set or read a pragma that answers a number."""

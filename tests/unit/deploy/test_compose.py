@@ -9,10 +9,7 @@ import pytest
 import yaml
 
 from tests.dockerfile import REPOSITORY, image_environment
-from worker.config import Settings
-from worker.config.load import load_settings
-from worker.config.names import SETTINGS
-from worker.config.settings import ListenSettings
+from worker.config import SETTINGS, ListenSettings, Settings, load_settings
 
 COMPOSE = REPOSITORY / "deploy" / "compose"
 SERVICES = ("worker", "prometheus", "grafana")

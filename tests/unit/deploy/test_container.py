@@ -18,8 +18,7 @@ from tests.dockerfile import (
     image_environment,
     stages,
 )
-from worker.config.names import SETTINGS
-from worker.config.settings import ListenSettings
+from worker.config import SETTINGS, ListenSettings
 
 BUILD, FINAL = 0, 1
 
@@ -85,7 +84,7 @@ def test_it_runs_as_nobody_in_particular_and_writes_to_its_volume_only() -> None
 
 
 def test_its_settings_exist_and_its_port_is_the_default_one() -> None:
-    other = {"PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "TMPDIR"}
+    other = {"PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "TMPDIR", "USER"}
     assert image_environment().keys() - other <= {setting.name for setting in SETTINGS}
     assert image_environment()["LISTEN_ADDRESS"] == ListenSettings().address
     assert arguments_of("EXPOSE") == [str(ListenSettings().port)]

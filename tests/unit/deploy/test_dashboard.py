@@ -9,7 +9,7 @@ import yaml
 from tests.clocks import ManualClock
 from tests.dashboard import dashboard, queries
 from worker.cloudflare.catalogue import DATASETS
-from worker.config.settings import BUCKET_SECONDS
+from worker.config import BUCKET_SECONDS
 from worker.health import Health
 from worker.observe import Metrics
 

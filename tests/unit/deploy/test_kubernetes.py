@@ -10,8 +10,7 @@ import yaml
 
 from tests.clocks import ManualClock
 from tests.dockerfile import REPOSITORY, image_environment
-from worker.config.load import load_settings
-from worker.config.settings import ListenSettings
+from worker.config import ListenSettings, load_settings
 from worker.health import Health
 from worker.observe import Metrics
 from worker.serve import CONNECTION_SECONDS, create_app

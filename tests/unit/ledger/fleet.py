@@ -4,6 +4,7 @@ out of a ledger can be compared with the truth without remembering what went in.
 import zlib
 from array import array
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from worker.buckets import Batch, Bucket, SampleTimestamp, StoredBucket, Window
 from worker.ledger import Ledger, Pending, Position, Scope, acknowledge, next_pending
@@ -16,6 +17,11 @@ HOUR = 3600
 T0 = 1_750_000_000 // 86_400 * 86_400  # a midnight, so that windows of every width start there
 
 NOW = T0 + 30 * 86_400.0
+
+
+def content(path: Path) -> bytes:
+    """What a file holds, 1 MB at most in these tests: reading it does not hold up the event loop for long."""
+    return path.read_bytes()
 
 
 def tag(zone: int) -> str:
@@ -118,9 +124,7 @@ async def queue(ledger: Ledger, destination: str = "prom") -> list[tuple[int, in
 
 
 async def pending_ids(ledger: Ledger, destination: str = "prom") -> list[int]:
-    return [
-        stored.bucket_id for page in await whole_queue(ledger, destination) for stored in page.batch.buckets
-    ]
+    return [stored.bucket_id for page in await whole_queue(ledger, destination) for stored in page.batch.buckets]
 
 
 async def acknowledge_all(ledger: Ledger, destination: str = "prom", ids: Sequence[int] | None = None) -> None:

@@ -1,3 +1,4 @@
+import itertools
 from array import array
 
 from tests.unit.ledger.fleet import DATASET, HOUR, NOW, T0, bucket, buckets, queue, scope, tag, whole_queue
@@ -132,11 +133,11 @@ async def test_windows_of_two_widths_never_overlap_whichever_way_the_width_is_ch
     assert len(timestamps) == len(set(timestamps))
     spans = sorted(
         (start, start + width)
-        for start, width in await ledger.read(lambda session: list(session._connection.execute(
-            "SELECT start, width_seconds FROM bucket"
-        )))
+        for start, width in await ledger.read(
+            lambda session: list(session._connection.execute("SELECT start, width_seconds FROM bucket"))
+        )
     )
-    assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
 
 
 async def test_a_width_that_is_given_up_is_expected_no_further(ledger: Ledger) -> None:

@@ -48,7 +48,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 
 
 def test_a_line_is_a_sentence_with_its_fields_in_utc(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logging("INFO", "json", [])
+    configure_logging("info", "json", [])
 
     get_logger().info("captured a window", zone="example.com", samples=42)
 
@@ -60,7 +60,7 @@ def test_a_line_is_a_sentence_with_its_fields_in_utc(capsys: pytest.CaptureFixtu
 
 
 def test_a_line_below_the_level_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logging("WARNING", "json", [])
+    configure_logging("warning", "json", [])
 
     get_logger().info("not this")
     logging.getLogger("some.library").info("nor this")
@@ -71,16 +71,16 @@ def test_a_line_below_the_level_is_not_written(capsys: pytest.CaptureFixture[str
 
 def test_a_logger_made_before_the_set_up_obeys_it(capsys: pytest.CaptureFixture[str]) -> None:
     early = get_logger()
-    configure_logging("INFO", "json", [])
+    configure_logging("info", "json", [])
     early.info("one")
-    configure_logging("ERROR", "json", [])
+    configure_logging("error", "json", [])
     early.info("two")
 
     assert [line["event"] for line in lines(capsys)] == ["one"]
 
 
 def test_libraries_are_heard_in_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logging("DEBUG", "json", [CANARY])
+    configure_logging("debug", "json", [CANARY])
 
     logging.getLogger("uvicorn.error").warning("Invalid request from %s", CANARY)
 
@@ -89,7 +89,7 @@ def test_libraries_are_heard_in_the_same_form(capsys: pytest.CaptureFixture[str]
 
 
 def test_python_s_warnings_come_out_in_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logging("INFO", "json", [CANARY])
+    configure_logging("info", "json", [CANARY])
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -100,7 +100,7 @@ def test_python_s_warnings_come_out_in_the_same_form(capsys: pytest.CaptureFixtu
 
 
 async def test_httpx_tells_no_url_even_at_debug(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logging("DEBUG", "json", [])
+    configure_logging("debug", "json", [])
     transport = httpx.MockTransport(lambda _request: httpx.Response(200))
 
     async with httpx.AsyncClient(transport=transport) as client:
@@ -113,7 +113,7 @@ async def test_httpx_tells_no_url_even_at_debug(capsys: pytest.CaptureFixture[st
 def test_no_secret_comes_out_of_a_value_or_a_traceback(
     log_format: LogFormat, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configure_logging("DEBUG", log_format, [CANARY, f"ops:{CANARY}"])
+    configure_logging("debug", log_format, [CANARY, f"ops:{CANARY}"])
     log = get_logger().bind(token=CANARY)
 
     def fail() -> None:
@@ -136,7 +136,7 @@ def test_no_secret_comes_out_of_a_value_or_a_traceback(
 
 
 def test_a_line_that_cannot_be_made_tells_no_secret_either(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logging("INFO", "json", [CANARY])
+    configure_logging("info", "json", [CANARY])
 
     logging.getLogger("some.library").warning("two %s places %s", *[CANARY])
 
@@ -149,7 +149,7 @@ def test_a_line_that_cannot_be_made_tells_no_secret_either(capsys: pytest.Captur
 def test_a_stderr_that_is_gone_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    configure_logging("INFO", "json", [])
+    configure_logging("info", "json", [])
     stream.close()
 
     get_logger().info("nobody reads this")
@@ -159,7 +159,7 @@ def test_the_console_has_colours_only_on_a_terminal(monkeypatch: pytest.MonkeyPa
     written = {}
     for stream in (io.StringIO(), Terminal()):
         monkeypatch.setattr(sys, "stderr", stream)
-        configure_logging("INFO", "console", [])
+        configure_logging("info", "console", [])
         get_logger().info("captured a window", zone="example.com")
         written[type(stream)] = stream.getvalue()
 
@@ -171,7 +171,7 @@ def test_the_console_has_colours_only_on_a_terminal(monkeypatch: pytest.MonkeyPa
 def test_a_remote_text_cannot_steer_the_terminal_or_fake_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    configure_logging("INFO", "console", [])
+    configure_logging("info", "console", [])
 
     get_logger().info("refused\nfake", text="\x1b[2Jbad\r\nline\x9b1m", list=["\x1b]0;title\x07"])
 
@@ -180,7 +180,7 @@ def test_a_remote_text_cannot_steer_the_terminal_or_fake_a_line(monkeypatch: pyt
 
 
 def test_json_lines_hold_any_text(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logging("INFO", "json", [])
+    configure_logging("info", "json", [])
 
     get_logger().info("zwölf\n", value=float("nan"), other={1: {2}})
 
@@ -192,7 +192,7 @@ UNCAUGHT = f"""
 import asyncio, gc, sys, threading
 from worker.observe import configure_logging
 
-configure_logging("DEBUG", "json", ["{CANARY}"])
+configure_logging("debug", "json", ["{CANARY}"])
 
 def fail(where):
     secret = "{CANARY}"
@@ -236,7 +236,7 @@ def test_errors_that_nothing_caught_are_logged_without_secrets() -> None:
 
 def test_ctrl_c_is_no_error_to_log() -> None:
     program = (
-        "from worker.observe import configure_logging; configure_logging('INFO', 'json', []); raise KeyboardInterrupt"
+        "from worker.observe import configure_logging; configure_logging('info', 'json', []); raise KeyboardInterrupt"
     )
 
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -246,7 +246,7 @@ def test_ctrl_c_is_no_error_to_log() -> None:
 
 
 async def test_lines_of_concurrent_tasks_do_not_share_what_is_bound(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logging("INFO", "json", [])
+    configure_logging("info", "json", [])
 
     async def work(zone: str) -> None:
         structlog.contextvars.bind_contextvars(zone=zone)

@@ -1,0 +1,220 @@
+"""Measures the worker beside vmagent on this machine and prints tables; `make bench` runs it.
+
+    python -m benchmarks                  about 5 minutes
+    python -m benchmarks --full           also a backlog of 10 million samples against one of 1 million
+
+Everything happens on 127.0.0.1 and in temporary folders. Nothing is asserted but that no sample is lost: numbers belong
+to the machine and to what else it does.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+
+from benchmarks.collecting import Collection, collect_fleet, seconds_to_first_request
+from benchmarks.comparison import (
+    VMAGENT_FLAGS,
+    Delivery,
+    as_argument,
+    deliver_by_vmagent,
+    deliver_by_worker,
+    deliver_directly,
+)
+from benchmarks.load import WIDTH_SECONDS, Load
+from benchmarks.processes import Measured, run
+from benchmarks.receiving import Arrival
+from tests.fetch_receivers import locate
+from worker.cloudflare import WINDOWS_PER_QUERY
+
+RESULTS = Path(__file__).resolve().parent.parent / ".cache" / "benchmarks" / "results.json"
+
+WORKER = "cloudflare-remote-write"
+
+# How many samples of a series the requests of the direct sender have in a row: as the worker sends, and as vmagent does.
+_DIRECT_WINDOWS = (100, 1)
+
+_MILLION = 1_000_000
+
+
+@dataclass
+class Results:
+    """Everything that was measured.
+
+    load_average: of the machine over the last minute, before each round: who else used it.
+    deliveries:   by sender, one per round.
+    limits:       of the receiver, by samples of a series in a row, one per round.
+    catching_up:  capture of sixty windows a transaction.
+    decoding:     Cloudflare's JSON to samples.
+    startup:      seconds to the first request, one per try.
+    fleet:        one window of many zones.
+    backlogs:     deliveries by size of the backlog in samples.
+    """
+
+    load: Load
+    cpus: int = field(default_factory=lambda: os.cpu_count() or 1)
+    load_average: list[float] = field(default_factory=list)
+    deliveries: dict[str, list[Delivery]] = field(default_factory=dict)
+    limits: dict[int, list[Arrival]] = field(default_factory=dict)
+    catching_up: list[Measured] = field(default_factory=list)
+    decoding: list[Measured] = field(default_factory=list)
+    startup: list[float] = field(default_factory=list)
+    fleet: Collection | None = None
+    backlogs: dict[int, Delivery] = field(default_factory=dict)
+
+
+async def compare(results: Results, prometheus: Path, vmagent: Path | None, rounds: int) -> None:
+    """Every sender in turn, round after round, so that what else the machine does hits all alike."""
+    load = results.load
+    for number in range(1, rounds + 1):
+        results.load_average.append(os.getloadavg()[0])
+        _say(f"round {number} of {rounds}: {WORKER}")
+        results.deliveries.setdefault(WORKER, []).append(await deliver_by_worker(load, prometheus))
+        for name, flags in VMAGENT_FLAGS.items() if vmagent else ():
+            _say(f"round {number} of {rounds}: {name}")
+            delivery = await deliver_by_vmagent(load, prometheus, vmagent, flags)
+            results.deliveries.setdefault(name, []).append(delivery)
+        for windows in _DIRECT_WINDOWS:
+            _say(f"round {number} of {rounds}: the receiver's limit with {windows} samples of a series in a row")
+            results.limits.setdefault(windows, []).append(await deliver_directly(load, prometheus, windows))
+
+
+async def measure_the_rest(results: Results, prometheus: Path, *, rounds: int, zones: int, full: bool) -> None:
+    """What has no peer."""
+    load = results.load
+    _say("capture while catching up, decoding, start-up")
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(prefix="cfrw-bench-") as folder:
+            ledger = str(Path(folder, "ledger.db"))
+            windows = str(WINDOWS_PER_QUERY)
+            results.catching_up.append(await run("benchmarks.sender", "capture", as_argument(load), ledger, windows))
+        results.decoding.append(await run("benchmarks.decoding"))
+        results.startup.append(await seconds_to_first_request())
+    _say(f"one window of {zones:,} zones")
+    results.fleet = await collect_fleet(zones)
+    for samples in (_MILLION, 10 * _MILLION) if full else ():
+        minutes = samples // (load.zones * load.series_per_zone)
+        _say(f"a backlog of {samples:,} samples")
+        results.backlogs[samples] = await deliver_by_worker(
+            recent_load(load.zones, load.series_per_zone, minutes), prometheus
+        )
+
+
+def recent_load(zones: int, series_per_zone: int, minutes: int) -> Load:
+    """Samples up to ten minutes ago."""
+    now = int(time.time()) // WIDTH_SECONDS * WIDTH_SECONDS
+    return Load(zones, series_per_zone, minutes, first_start=now - (minutes + 10) * WIDTH_SECONDS)
+
+
+def tables(results: Results) -> Iterator[str]:
+    """The results for people, medians over the rounds."""
+    load = results.load
+    millions = load.samples / _MILLION
+    yield f"{load.samples:,} samples: {load.zones} zones x {load.series_per_zone} series x {load.minutes:,} minutes"
+    yield f"{results.cpus} CPUs; load average before each round: {', '.join(map('{:.1f}'.format, results.load_average))}"
+    yield ""
+    yield _row("medians", "drain", "CPU in", "CPU out", "CPU both", "disk", "peak RSS", "CPU recv.", "missing")
+    yield _row("", "samples/s", "s/M", "s/M", "s/M", "B/sample", "MB", "s/M", "samples")
+    for name, rounds in results.deliveries.items():
+        yield _row(
+            name,
+            f"{median(load.samples / each.arrival.seconds for each in rounds):,.0f}",
+            f"{median(each.take_in_cpu_seconds for each in rounds) / millions:.2f}",
+            f"{median(each.drain_cpu_seconds for each in rounds) / millions:.2f}",
+            f"{median(each.take_in_cpu_seconds + each.drain_cpu_seconds for each in rounds) / millions:.2f}",
+            f"{median(each.disk_bytes for each in rounds) / load.samples:.1f}",
+            f"{median(each.peak_rss_bytes for each in rounds) / _MILLION:.0f}",
+            f"{median(each.arrival.cpu_seconds for each in rounds) / millions:.2f}",
+            f"{sum(each.missing_samples for each in rounds):,}",
+        )
+    for windows, arrivals in results.limits.items():
+        yield _row(
+            f"limit of the receiver, {windows} in a row",
+            f"{median(load.samples / each.seconds for each in arrivals):,.0f}",
+            *[""] * 5,
+            f"{median(each.cpu_seconds for each in arrivals) / millions:.2f}",
+            "",
+        )
+    yield ""
+    if results.catching_up:
+        cpu = median(each.cpu_seconds / each.samples for each in results.catching_up) * _MILLION
+        yield f"capture, {WINDOWS_PER_QUERY} windows a transaction: {cpu:.2f} s of CPU per million samples"
+    if results.decoding:
+        cpu = median(each.cpu_seconds / each.samples for each in results.decoding) * _MILLION
+        yield f"decoding Cloudflare's JSON: {cpu:.2f} s of CPU per million samples"
+    if results.startup:
+        yield f"start-up to the first request: {median(results.startup):.2f} s"
+    if results.fleet is not None:
+        measured = results.fleet.measured
+        yield (
+            f"one window of a fleet: {measured.samples:,} samples with {results.fleet.graphql_requests} GraphQL and "
+            f"{results.fleet.rest_requests} REST requests in {measured.wall_seconds:.1f} s, "
+            f"{measured.cpu_seconds:.1f} s of CPU, peak RSS {measured.peak_rss_bytes / _MILLION:.0f} MB"
+        )
+    for samples, delivery in results.backlogs.items():
+        yield (
+            f"backlog of {samples:,} samples: {samples / delivery.arrival.seconds:,.0f} samples/s, "
+            f"{delivery.drain_cpu_seconds / samples * _MILLION:.2f} s of CPU per million to drain, "
+            f"peak RSS {delivery.peak_rss_bytes / _MILLION:.0f} MB"
+        )
+
+
+async def main(arguments: Sequence[str]) -> int:
+    """Measure, print, write the JSON file; 1 where samples are missing or a program to measure with is."""
+    options = _parser().parse_args(arguments)
+    prometheus, vmagent = locate("prometheus-3.5"), locate("vmagent")
+    if sys.platform != "linux" or prometheus is None:
+        _say("The benchmarks need Linux, whose /proc they read, and Prometheus 3.5 or newer: run `make receivers`.")
+        return 1
+    if vmagent is None:
+        _say("!!! vmagent is not there: the worker is measured without its peer")
+    # What ends this process by a signal has to end its children too.
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    results = Results(recent_load(options.zones, options.series, options.minutes))
+    await compare(results, prometheus, vmagent, options.rounds)
+    await measure_the_rest(results, prometheus, rounds=options.rounds, zones=options.fleet, full=options.full)
+    print(*tables(results), sep="\n")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(asdict(results), indent=2) + "\n")
+    print(f"\n{options.json}")
+    deliveries = [each for rounds in results.deliveries.values() for each in rounds]
+    return int(any(each.missing_samples for each in [*deliveries, *results.backlogs.values()]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (3)")
+    parser.add_argument("--zones", type=int, default=20, help="zones of the backlog (20)")
+    parser.add_argument("--series", type=int, default=100, help="series of each zone (100)")
+    parser.add_argument("--minutes", type=int, default=1000, help="windows of each series (1000)")
+    parser.add_argument("--fleet", type=int, default=1000, help="zones of which one window is captured (1000)")
+    parser.add_argument(
+        "--full", action="store_true", help="also compare a backlog of 10 million samples with 1 million"
+    )
+    parser.add_argument(
+        "--json", type=Path, default=RESULTS, help="where the numbers go (.cache/benchmarks/results.json)"
+    )
+    return parser
+
+
+def _row(name: str, *columns: str) -> str:
+    return f"{name:<40}" + "".join(f"{column:>11}" for column in columns)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    with asyncio.Runner() as runner:
+        sys.exit(runner.run(main(sys.argv[1:])))

@@ -1,0 +1,275 @@
+import asyncio
+import threading
+from pathlib import Path
+from unittest.mock import Mock
+
+import apsw
+import pytest
+
+from tests.unit.ledger.fleet import (
+    NOW,
+    acknowledge_all,
+    bucket,
+    buckets,
+    queue,
+    scope,
+    untrue_samples,
+    whole_queue,
+)
+from worker.errors import LedgerError, LedgerUnusableError
+from worker.ledger import Ledger, capture, file, present_scopes, prove_writable, record_scopes, register_destinations
+from worker.ledger.session import Session
+
+
+async def names(ledger: Ledger) -> set[str]:
+    return {known.name for known in await ledger.read(present_scopes)}
+
+
+def add_zone_9(session: Session) -> None:
+    record_scopes(session, [scope(zone) for zone in (1, 2, 3, 9)], NOW)
+
+
+class Gate:
+    """Holds a verb up in the ledger's thread until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._open = threading.Event()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def hold(self) -> None:
+        self._loop.call_soon_threadsafe(self.reached.set)
+        assert self._open.wait(10)
+
+
+async def test_what_a_verb_wrote_is_committed_when_write_returns(ledger: Ledger, path: Path) -> None:
+    await ledger.write(add_zone_9)
+
+    reader = Ledger.open_read_only(path)
+    assert "zone-9.example" in await names(reader)
+    await reader.close()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+async def test_a_verb_that_raises_has_done_nothing(ledger: Ledger, error: type[BaseException]) -> None:
+    def verb(session: Session) -> None:
+        add_zone_9(session)
+        raise error
+
+    with pytest.raises(error):
+        await ledger.write(verb)
+
+    assert "zone-9.example" not in await names(ledger)
+
+
+async def test_series_that_were_rolled_back_are_not_remembered(ledger: Ledger) -> None:
+    def verb(session: Session) -> None:
+        capture(session, [bucket(1, 0), bucket(2, 0)], NOW)
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await ledger.write(verb)
+
+    # Captured in another order, so that a remembered number would belong to another series.
+    await ledger.write(capture, [bucket(2, 0), bucket(1, 0)], NOW)
+    pages = await whole_queue(ledger, "prom")
+    assert [untrue_samples(page.batch) for page in pages] == [[]]
+    assert pages[0].damaged == ()
+
+
+async def test_a_commit_that_fails_is_rolled_back_and_told(ledger: Ledger) -> None:
+    ledger._connection.set_commit_hook(lambda: True)
+    with pytest.raises(LedgerError):
+        await ledger.write(capture, [bucket(1, 0)], NOW)
+    ledger._connection.set_commit_hook(None)
+
+    assert await queue(ledger) == []
+    await ledger.write(capture, [bucket(1, 0)], NOW)
+    assert await queue(ledger) == [(1, 0)]
+
+
+async def test_a_read_sees_one_state_of_the_file(ledger: Ledger, path: Path) -> None:
+    reader = Ledger.open_read_only(path)
+    gate = Gate()
+
+    def look_twice(session: Session) -> tuple[int, int]:
+        before = len(present_scopes(session))
+        gate.hold()
+        return before, len(present_scopes(session))
+
+    looking = asyncio.create_task(reader.read(look_twice))
+    await gate.reached.wait()
+    await ledger.write(add_zone_9)
+    gate.open()
+
+    assert await looking == (3, 3)
+    assert len(await reader.read(present_scopes)) == 4
+    await reader.close()
+
+
+async def test_verbs_run_one_after_the_other_in_the_order_they_were_asked_for(ledger: Ledger) -> None:
+    ran: list[int] = []
+
+    def verb(_: Session, number: int) -> None:
+        ran.append(number)
+
+    await asyncio.gather(*(ledger.write(verb, number) for number in range(50)))
+
+    assert ran == list(range(50))
+
+
+async def test_the_event_loop_turns_while_a_verb_runs(ledger: Ledger) -> None:
+    gate = Gate()
+    running = asyncio.create_task(ledger.write(lambda _: gate.hold()))
+
+    await gate.reached.wait()  # would never return if the verb ran in the loop's own thread
+
+    gate.open()
+    await running
+
+
+async def test_cancelling_the_caller_does_not_undo_a_verb_that_has_begun(ledger: Ledger) -> None:
+    gate = Gate()
+
+    def verb(session: Session) -> None:
+        gate.hold()
+        add_zone_9(session)
+
+    writing = asyncio.create_task(ledger.write(verb))
+    await gate.reached.wait()
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    gate.open()
+
+    assert "zone-9.example" in await names(ledger)
+
+
+async def test_closing_waits_for_the_verbs_that_were_asked_for(ledger: Ledger, path: Path) -> None:
+    gate = Gate()
+
+    def verb(session: Session) -> None:
+        gate.hold()
+        add_zone_9(session)
+
+    writing = asyncio.create_task(ledger.write(verb))
+    await gate.reached.wait()
+    closing = asyncio.create_task(ledger.close())
+    gate.open()
+    await writing
+    await closing
+
+    reader = Ledger.open_read_only(path)
+    assert "zone-9.example" in await names(reader)
+    await reader.close()
+
+
+async def test_a_close_that_is_cancelled_still_closes(ledger: Ledger, path: Path) -> None:
+    gate = Gate()
+    holding = asyncio.create_task(ledger.write(lambda _: gate.hold()))
+    await gate.reached.wait()
+    closing = asyncio.create_task(ledger.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    gate.open()
+    await holding
+    ledger._thread.shutdown(wait=True)
+
+    await Ledger.open(path).close()
+
+
+async def test_closing_twice_is_allowed(ledger: Ledger) -> None:
+    await ledger.close()
+    await ledger.close()
+
+
+async def test_closing_moves_the_write_ahead_log_into_the_file(ledger: Ledger, path: Path) -> None:
+    await ledger.write(capture, buckets([1, 2], range(10)), NOW)
+    assert ledger.log_bytes() > 0
+
+    await ledger.close()
+
+    assert sorted(each.name for each in path.parent.iterdir()) == ["ledger.db", "ledger.db.lock"]
+
+
+async def test_somebody_who_reads_for_long_does_not_hinder_the_worker_from_stopping(ledger: Ledger, path: Path) -> None:
+    reader = Ledger.open_read_only(path)
+    await ledger.write(capture, [bucket(1, 0)], NOW)
+    gate = Gate()
+
+    def look_for_long(session: Session) -> int:
+        found = len(present_scopes(session))
+        gate.hold()
+        return found
+
+    looking = asyncio.create_task(reader.read(look_for_long))
+    await gate.reached.wait()
+    await ledger.write(capture, [bucket(1, 1)], NOW)
+
+    await asyncio.wait_for(ledger.close(), 4)  # less than SQLite would wait for the reader
+
+    gate.open()
+    await looking
+    again = Ledger.open(path)
+    assert await queue(again) == [(1, 0), (1, 1)]
+    await again.close()
+    await reader.close()
+
+
+async def test_a_ledger_is_free_even_when_closing_it_fails(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = ledger._connection
+    broken = Mock(close=Mock(side_effect=apsw.IOError("disk I/O error")))
+    monkeypatch.setattr(ledger, "_connection", broken)
+    with pytest.raises(LedgerUnusableError, match="disk I/O error"):
+        await ledger.close()
+    connection.close()
+
+    await Ledger.open(path).close()
+
+
+async def test_another_program_that_keeps_the_file_locked_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file, "_PRAGMAS", {**file._PRAGMAS, "busy_timeout": 1})
+    ledger = Ledger.open(path)
+    intruder = apsw.Connection(str(path))
+    intruder.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(LedgerUnusableError, match="another program"):
+        await ledger.write(prove_writable)
+    intruder.execute("ROLLBACK")
+    intruder.close()
+
+    await ledger.write(prove_writable)
+    await ledger.close()
+
+
+async def test_whoever_listens_is_woken_by_an_announcement(ledger: Ledger) -> None:
+    first, second = ledger.listen(), ledger.listen()
+
+    ledger.announce()
+
+    assert first.is_set()
+    assert second.is_set()
+    first.clear()
+    assert second.is_set()
+
+
+async def test_a_ledger_remembers_everything_over_a_restart(ledger: Ledger, path: Path) -> None:
+    await ledger.write(register_destinations, {"prom": False, "mimir": True}, replay_since=NOW, now=NOW)
+    await ledger.write(capture, buckets([1, 2], [0, 1]), NOW)
+    await acknowledge_all(ledger, "prom")
+    await ledger.close()
+
+    again = Ledger.open(path)
+
+    assert await queue(again, "prom") == []
+    assert await queue(again, "mimir") == [(1, 0), (2, 0), (1, 1), (2, 1)]
+    pages = await whole_queue(again, "mimir")
+    assert [untrue_samples(page.batch) for page in pages] == [[]]
+    await again.close()

@@ -1,0 +1,239 @@
+from tests.unit.ledger.fleet import (
+    DATASET,
+    HOUR,
+    NOW,
+    T0,
+    acknowledge_all,
+    bucket,
+    buckets,
+    pending_ids,
+    queue,
+    scope,
+    tag,
+)
+from worker.ledger import (
+    Ledger,
+    Resend,
+    ResendCount,
+    acknowledge,
+    ask_for_resend,
+    capture,
+    carry_out_next,
+    delivery_counts,
+    expire,
+    job,
+    jobs,
+    plan_resend,
+    record_scopes,
+    refuse,
+    register_destinations,
+    resent,
+)
+
+EVERYTHING = Resend(since=T0, until=T0 + 1000 * HOUR)
+
+
+async def ask(ledger: Ledger, resend: Resend = EVERYTHING) -> int:
+    return await ledger.write(ask_for_resend, resend, reason="the volume was lost", asked_by="ann@host", now=NOW)
+
+
+async def resend(ledger: Ledger, wanted: Resend) -> None:
+    await ask(ledger, wanted)
+    await ledger.write(carry_out_next, NOW)
+
+
+async def test_a_repair_is_on_record_from_the_moment_it_is_asked_for(ledger: Ledger) -> None:
+    number = await ask(ledger)
+
+    asked = await ledger.read(job, number)
+
+    assert asked is not None
+    assert asked.arguments == EVERYTHING
+    assert (asked.kind, asked.reason, asked.asked_by, asked.asked_at) == (
+        "resend",
+        "the volume was lost",
+        "ann@host",
+        int(NOW),
+    )
+    assert (asked.state, asked.finished_at, asked.queued) == ("asked", None, None)
+
+
+async def test_there_is_no_repair_of_a_number_that_was_never_given(ledger: Ledger) -> None:
+    assert await ledger.read(job, 17) is None
+
+
+async def test_repairs_are_carried_out_in_the_order_they_were_asked_for_and_once(ledger: Ledger) -> None:
+    numbers = [await ask(ledger), await ask(ledger)]
+
+    done = [await ledger.write(carry_out_next, NOW + 60) for _ in range(3)]
+
+    assert [each and each.job_id for each in done] == [*numbers, None]
+    assert [(each.job_id, each.state, each.finished_at) for each in await ledger.read(jobs, newest=10)] == [
+        (number, "done", int(NOW) + 60) for number in reversed(numbers)
+    ]
+    assert len(await ledger.read(jobs, newest=1)) == 1
+
+
+async def test_a_plan_counts_what_a_resend_would_send_and_changes_nothing(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1], range(4)), NOW)
+    first, second, third, _ = await pending_ids(ledger)
+    await ledger.write(acknowledge, "prom", [first], NOW)
+    await ledger.write(refuse, "prom", [second], status=400, reason="no", now=NOW)
+    await ledger.write(expire, ended_before=T0 + 3.5 * HOUR, now=NOW)
+    await ledger.write(register_destinations, {"prom": False, "mimir": False}, replay_since=NOW, now=NOW)
+    before = await ledger.read(delivery_counts)
+
+    plan = await ledger.read(plan_resend, EVERYTHING)
+
+    assert plan == (
+        ResendCount("mimir", "never queued", 4, 12),
+        ResendCount("prom", "acknowledged", 1, 3),
+        ResendCount("prom", "expired", 1, 3),
+        ResendCount("prom", "pending", 1, 3),
+        ResendCount("prom", "refused", 1, 3),
+    )
+    assert await ledger.read(delivery_counts) == before
+    assert third not in await pending_ids(ledger)
+
+
+async def test_a_resend_makes_pending_exactly_what_its_plan_counted(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1, 2], range(3)), NOW)
+    await acknowledge_all(ledger)
+    wanted = Resend(since=T0 + HOUR, until=T0 + 2 * HOUR)
+    plan = await ledger.read(plan_resend, wanted)
+    number = await ask(ledger, wanted)
+    assert await queue(ledger) == []
+
+    done = await ledger.write(carry_out_next, NOW)
+
+    assert done is not None
+    assert done.queued == plan == (ResendCount("prom", "acknowledged", 2, 6),)
+    assert await queue(ledger) == [(1, 1), (2, 1)]
+    assert await ledger.read(resent, number) == (ResendCount("prom", "pending", 2, 6),)
+
+
+async def test_what_became_of_a_resend_is_told(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1], range(3)), NOW)
+    await acknowledge_all(ledger)
+    number = await ask(ledger, Resend(since=T0, until=T0 + 2 * HOUR))
+    await ledger.write(carry_out_next, NOW)
+    first, second = await pending_ids(ledger)
+
+    await ledger.write(acknowledge, "prom", [first], NOW)
+    await ledger.write(refuse, "prom", [second], status=400, reason="no", now=NOW)
+
+    assert await ledger.read(resent, number) == (
+        ResendCount("prom", "acknowledged", 1, 3),
+        ResendCount("prom", "refused", 1, 3),
+    )
+
+
+async def test_a_second_resend_takes_over_what_the_first_had_queued(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1], range(2)), NOW)
+    first = await ask(ledger)
+    second = await ask(ledger)
+    await ledger.write(carry_out_next, NOW)
+    await ledger.write(carry_out_next, NOW)
+
+    assert await ledger.read(resent, first) == ()
+    assert await ledger.read(resent, second) == (ResendCount("prom", "pending", 2, 6),)
+
+
+async def test_what_was_refused_or_given_up_is_sent_again(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1], range(2)), NOW)
+    first, _ = await pending_ids(ledger)
+    await ledger.write(refuse, "prom", [first], status=400, reason="no", now=NOW)
+    await ledger.write(expire, ended_before=NOW, now=NOW)
+
+    await resend(ledger, EVERYTHING)
+
+    assert await queue(ledger) == [(1, 0), (1, 1)]
+
+
+async def test_the_replay_bound_does_not_give_up_what_a_repair_asked_for(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1], range(2)), NOW)
+    await acknowledge_all(ledger)
+    await resend(ledger, Resend(since=T0, until=T0 + HOUR))
+
+    assert await ledger.write(expire, ended_before=NOW, now=NOW) == 0
+    assert await queue(ledger) == [(1, 0)]
+
+
+async def test_a_zone_is_named_by_its_name_or_by_its_tag(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1, 2, 3], [0]), NOW)
+    await acknowledge_all(ledger)
+
+    await resend(ledger, Resend(since=T0, until=T0 + HOUR, zones=("zone-1.example", tag(3))))
+
+    assert await queue(ledger) == [(1, 0), (3, 0)]
+
+
+async def test_a_zone_that_is_gone_or_was_renamed_can_be_sent_again(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1, 2], [0]), NOW)
+    await acknowledge_all(ledger)
+    await ledger.write(record_scopes, [scope(1, name="renamed.example")], NOW)
+
+    await resend(ledger, Resend(since=T0, until=T0 + HOUR, zones=("renamed.example", "zone-2.example")))
+
+    assert await queue(ledger) == [(1, 0), (2, 0)]
+
+
+async def test_a_dataset_and_a_destination_can_be_picked(ledger: Ledger) -> None:
+    await ledger.write(register_destinations, {"prom": False, "mimir": False}, replay_since=0, now=NOW)
+    await ledger.write(capture, [bucket(1, 0), bucket(1, 1, dataset="other")], NOW)
+    await acknowledge_all(ledger, "prom")
+    await acknowledge_all(ledger, "mimir")
+
+    await resend(ledger, Resend(T0, T0 + 10 * HOUR, datasets=(DATASET,), destinations=("mimir",)))
+
+    assert await queue(ledger, "prom") == []
+    assert await queue(ledger, "mimir") == [(1, 0)]
+
+
+async def test_a_destination_that_never_had_the_buckets_gets_them_by_a_resend(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1], range(3)), NOW)
+    await ledger.write(register_destinations, {"prom": False, "mimir": True}, replay_since=NOW, now=NOW)
+
+    await resend(ledger, EVERYTHING)
+
+    assert await queue(ledger, "mimir") == [(1, 0), (1, 1), (1, 2)]
+
+
+async def test_a_resend_keeps_the_order_of_each_queue(ledger: Ledger) -> None:
+    await ledger.write(register_destinations, {"prom": False, "mimir": True}, replay_since=0, now=NOW)
+    await ledger.write(capture, buckets([1, 2], range(3)), NOW)
+    await acknowledge_all(ledger, "prom")
+    await acknowledge_all(ledger, "mimir")
+
+    await resend(ledger, EVERYTHING)
+
+    assert await queue(ledger, "prom") == [(zone, hour) for zone in (1, 2) for hour in range(3)]
+    assert await queue(ledger, "mimir") == [(zone, hour) for hour in range(3) for zone in (1, 2)]
+
+
+async def test_a_destination_that_is_gone_gets_nothing_by_a_resend(ledger: Ledger) -> None:
+    await ledger.write(capture, [bucket(1, 0)], NOW)
+    await acknowledge_all(ledger)
+    await ledger.write(register_destinations, {"mimir": False}, replay_since=NOW, now=NOW)
+
+    await resend(ledger, EVERYTHING)
+
+    assert await queue(ledger, "prom") == []
+    assert await queue(ledger, "mimir") == [(1, 0)]
+
+
+async def test_a_resend_of_nothing_is_done(ledger: Ledger) -> None:
+    await ask(ledger)
+
+    done = await ledger.write(carry_out_next, NOW)
+
+    assert done is not None
+    assert (done.state, done.queued) == ("done", ())
+
+
+async def test_a_bucket_without_samples_is_not_sent_again(ledger: Ledger) -> None:
+    await ledger.write(capture, [bucket(1, 0, samples=0)], NOW)
+
+    assert await ledger.read(plan_resend, EVERYTHING) == ()
+    await resend(ledger, EVERYTHING)
+    assert await ledger.read(delivery_counts) == ()

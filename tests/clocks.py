@@ -53,7 +53,7 @@ class ManualClock:
 
 
 class JumpingClock(ManualClock):
-    """A clock on which every sleep returns at once and moves the time by its length; for code that only waits in turn."""
+    """A clock on which every sleep returns at once and moves the time by its length."""
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)

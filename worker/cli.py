@@ -351,7 +351,7 @@ def demo(receiver: str) -> None:
     """Show the whole job on this machine, with an outage in the middle; takes under a minute."""
     from worker.demo.show import Choice, run_demo  # noqa: PLC0415 - needs graphql-core, which a worker does not
 
-    sys.exit(run_demo(Choice(receiver), Console()))
+    sys.exit(run_demo(Choice(receiver), _console()))
 
 
 def is_complete(report: StatusReport) -> bool:

@@ -39,7 +39,7 @@ RESULTS = Path(__file__).resolve().parent.parent / ".cache" / "benchmarks" / "re
 
 WORKER = "cloudflare-remote-write"
 
-# How many samples of a series the requests of the direct sender have in a row: as the worker sends, and as vmagent does.
+# Samples of a series in a row in the requests of the direct sender: as the worker sends, and as vmagent does.
 _DIRECT_WINDOWS = (100, 1)
 
 _MILLION = 1_000_000
@@ -78,7 +78,9 @@ async def compare(results: Results, prometheus: Path, vmagent: Path | None, roun
         results.load_average.append(os.getloadavg()[0])
         _say(f"round {number} of {rounds}: {WORKER}")
         results.deliveries.setdefault(WORKER, []).append(await deliver_by_worker(load, prometheus))
-        for name, flags in VMAGENT_FLAGS.items() if vmagent else ():
+        for name, flags in VMAGENT_FLAGS.items():
+            if vmagent is None:
+                continue
             _say(f"round {number} of {rounds}: {name}")
             delivery = await deliver_by_vmagent(load, prometheus, vmagent, flags)
             results.deliveries.setdefault(name, []).append(delivery)
@@ -119,7 +121,8 @@ def tables(results: Results) -> Iterator[str]:
     load = results.load
     millions = load.samples / _MILLION
     yield f"{load.samples:,} samples: {load.zones} zones x {load.series_per_zone} series x {load.minutes:,} minutes"
-    yield f"{results.cpus} CPUs; load average before each round: {', '.join(map('{:.1f}'.format, results.load_average))}"
+    load_average = ", ".join(f"{each:.1f}" for each in results.load_average)
+    yield f"{results.cpus} CPUs; load average before each round: {load_average}"
     yield ""
     yield _row("medians", "drain", "CPU in", "CPU out", "CPU both", "disk", "peak RSS", "CPU recv.", "missing")
     yield _row("", "samples/s", "s/M", "s/M", "s/M", "B/sample", "MB", "s/M", "samples")

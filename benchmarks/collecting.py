@@ -15,6 +15,7 @@ import httpx
 
 from benchmarks.processes import TASK_SECONDS, Measured, run
 from benchmarks.sender import HOUR_SECONDS
+from tests.receivers import free_port
 
 _BEARER = "simulated-token"  # what the simulated Cloudflare accepts
 _POLL_SECONDS = 0.05
@@ -67,22 +68,16 @@ async def collect_fleet(zones: int) -> Collection:
     # Half past the hour before: one hour is final and within the replay, and all of its traffic has long settled.
     now = time.time() // HOUR_SECONDS * HOUR_SECONDS - HOUR_SECONDS / 2
     with tempfile.TemporaryDirectory(prefix="cfrw-bench-") as folder:
-        port_of = asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
-        async with await port_of as server:
-            port = server.sockets[0].getsockname()[1]
-        origin = f"http://127.0.0.1:{port}"
-        async with _worker("simulate", {}, f"--listen=127.0.0.1:{port}", f"--zones={zones}"):
-            async with httpx.AsyncClient(base_url=origin, trust_env=False) as client:
-                await _until_it_answers(client)
-                measured = await run(
-                    "benchmarks.sender",
-                    "collect",
-                    f"{origin}/client/v4",
-                    _BEARER,
-                    str(Path(folder, "ledger.db")),
-                    str(now),
-                )
-                requests = (await client.get("/admin/stats")).json()["requests"]
+        address = f"127.0.0.1:{free_port()}"
+        api_url = f"http://{address}/client/v4"
+        ledger = str(Path(folder, "ledger.db"))
+        async with (
+            _worker("simulate", {}, f"--listen={address}", f"--zones={zones}"),
+            httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client,
+        ):
+            await _until_it_answers(client)
+            measured = await run("benchmarks.sender", "collect", api_url, _BEARER, ledger, str(now))
+            requests = (await client.get("/admin/stats")).json()["requests"]
     graphql = requests.pop("graphql")
     return Collection(measured=measured, graphql_requests=graphql, rest_requests=sum(requests.values()))
 

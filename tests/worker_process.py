@@ -1,9 +1,9 @@
 """The worker as a child process, with time running as fast as its test wants.
 
-python -m tests.worker_process CONFIG ANCHOR ORIGIN SPEED
+python -m tests.worker_process run|once CONFIG ANCHOR ORIGIN SPEED
 
-runs the worker with the settings of that file; its clock reads ORIGIN (unix seconds) at the real instant ANCHOR and
-runs SPEED times as fast as the machine's.
+runs the worker with the settings of that file, until SIGTERM or until nothing is due; its clock reads ORIGIN (unix
+seconds) at the real instant ANCHOR and runs SPEED times as fast as the machine's.
 """
 
 import asyncio
@@ -27,9 +27,12 @@ def scaled_clock(anchor: float, origin: float, speed: float) -> ScaledClock:
     return ScaledClock(origin + (time.time() - anchor) * speed, speed)
 
 
-def start(config: Path, log: Path, anchor: float, origin: float, speed: float) -> subprocess.Popen[bytes]:
+def start(
+    config: Path, log: Path, anchor: float, origin: float, speed: float, *, once: bool = False
+) -> subprocess.Popen[bytes]:
     """Start a worker in a process of its own; what it logs is appended to `log`."""
-    return spawn(["-m", "tests.worker_process", str(config), repr(anchor), repr(origin), repr(speed)], {}, log)
+    how = "once" if once else "run"
+    return spawn(["-m", "tests.worker_process", how, str(config), repr(anchor), repr(origin), repr(speed)], {}, log)
 
 
 def spawn(arguments: list[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -46,14 +49,15 @@ def spawn(arguments: list[str], environment: Mapping[str, str], log: Path) -> su
         )
 
 
-async def _run(config: Path, clock: ScaledClock) -> None:
+async def _run(config: Path, clock: ScaledClock, *, once: bool) -> None:
     settings = load_settings(config, {})
     configure_logging("info", "console", [])
     stopping = asyncio.Event()
     with stop_on_signals(stopping):
-        async with Worker(settings, clock) as worker:
-            await worker.run(stopping)
+        async with Worker(settings, clock, once=once) as worker:
+            await (worker.run_once(stopping) if once else worker.run(stopping))
 
 
 if __name__ == "__main__":
-    asyncio.run(_run(Path(sys.argv[1]), scaled_clock(*(float(argument) for argument in sys.argv[2:]))))
+    how, path, *numbers = sys.argv[1:]
+    asyncio.run(_run(Path(path), scaled_clock(*map(float, numbers)), once=how == "once"))

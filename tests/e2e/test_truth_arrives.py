@@ -23,7 +23,8 @@ from worker.simulator.serving import serve
 # Five-minute windows, four of them in a real second.
 WIDTH_SECONDS = 300
 SPEED = 1200.0
-REPLAY_SECONDS = 2 * 3600
+# 36 real seconds: an outage that ends with the test's own steps is over long before, on a busy machine too.
+REPLAY_SECONDS = 12 * 3600
 
 Condition = Callable[[Ledger], Awaitable[bool]]
 
@@ -34,9 +35,9 @@ class Scene:
     def __init__(self, folder: Path, receiver: Receiver) -> None:
         self.receiver = receiver
         self.fleet = Fleet(seed=7, zones=5)
-        # Eight hours back: what a test lives through lies in the receiver's past to its end.
+        # A day back, 72 real seconds: what a test lives through lies in the receiver's past to its end.
         self.anchor = time.time()
-        self.origin = float(int(self.anchor) - 8 * 3600)
+        self.origin = float(int(self.anchor) - 24 * 3600)
         self.clock = scaled_clock(self.anchor, self.origin, SPEED)
         self.api = SimulatedApi(self.fleet, self.clock)
         self.ledger_path = folder / "ledger.db"

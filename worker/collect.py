@@ -219,12 +219,14 @@ class Collector:
     async def _pass(self, stopping: asyncio.Event) -> bool:
         """Go round after round; False where an outage, the ledger's volume or `stopping` ended it."""
         try:
-            while not stopping.is_set() and await self._has_room():
+            while not stopping.is_set():
                 await self._refresh_zones()
                 for worklist in self._worklists:
                     await self._look_for_due_windows(worklist)
                 queries = self._next_round()
                 if queries:
+                    if not await self._has_room():
+                        return False
                     self._cloudflare_answers = await self._ask_all(queries, stopping)
                 if not self._cloudflare_answers:
                     return False

@@ -1,5 +1,5 @@
 # Two commands matter: `make demo` shows the whole job on this machine, `make test` proves it.
-# Both prepare .venv first; nothing outside this folder is written.
+# Both prepare .venv first; besides this folder, only pip's own cache is written.
 
 PYTHON ?= python3
 BIN := .venv/bin

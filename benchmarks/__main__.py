@@ -138,6 +138,7 @@ def tables(results: Results) -> Iterator[str]:
             f"{median(each.arrival.cpu_seconds for each in rounds) / millions:.2f}",
             f"{sum(each.missing_samples for each in rounds):,}",
         )
+    yield from _ratios(results)
     for windows, arrivals in results.limits.items():
         yield _row(
             f"limit of the receiver, {windows} in a row",
@@ -168,6 +169,17 @@ def tables(results: Results) -> Iterator[str]:
             f"{delivery.drain_cpu_seconds / samples * _MILLION:.2f} s of CPU per million to drain, "
             f"peak RSS {delivery.peak_rss_bytes / _MILLION:.0f} MB"
         )
+
+
+def _ratios(results: Results) -> Iterator[str]:
+    """How many times as fast as each peer the worker drained, round by round: what both had to bear is left out."""
+    worker = results.deliveries[WORKER]
+    for name, rounds in results.deliveries.items():
+        if name != WORKER:
+            ratios = [
+                theirs.arrival.seconds / ours.arrival.seconds for ours, theirs in zip(worker, rounds, strict=True)
+            ]
+            yield f"  drained {median(ratios):.1f} times as fast as {name} ({', '.join(f'{each:.1f}' for each in ratios)})"
 
 
 async def main(arguments: Sequence[str]) -> int:

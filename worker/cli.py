@@ -355,10 +355,14 @@ def demo(receiver: str) -> None:
 
 
 def is_complete(report: StatusReport) -> bool:
-    """Whether everything that is due was captured and everything captured was acknowledged."""
-    return not any(scope.missing for scope in report.scopes) and not any(
-        each.pending_buckets or each.refused_buckets or each.expired_buckets or each.damaged_buckets
-        for each in report.destinations
+    """Whether there are zones, everything due of them was captured, and everything captured was acknowledged."""
+    return (
+        bool(report.scopes)
+        and not any(scope.missing for scope in report.scopes)
+        and not any(
+            each.pending_buckets or each.refused_buckets or each.expired_buckets or each.damaged_buckets
+            for each in report.destinations
+        )
     )
 
 

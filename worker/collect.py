@@ -331,7 +331,6 @@ class Collector:
         self._metrics.collect_captured_buckets_total.labels(name).inc(captured.buckets)
         self._metrics.collect_captured_samples_total.labels(name).inc(captured.samples)
         self._metrics.collect_drifted_buckets_total.labels(name).inc(captured.drifted)
-        self._metrics.newest_captured_window_end_timestamp_seconds.labels(name).set(newest)
         log.info(
             "Captured final windows",
             dataset=worklist.dataset.name,
@@ -443,6 +442,7 @@ class Collector:
         if not self._zones:
             known = await self._ledger.read(present_scopes)
             self._zones = {scope.tag: _zone(scope) for scope in known}
+            self._metrics.zones.set(len(self._zones))
         await self._verify_token()
         settings = self._settings
         listing = await self._api.list_zones(

@@ -179,7 +179,8 @@ def _ratios(results: Results) -> Iterator[str]:
             ratios = [
                 theirs.arrival.seconds / ours.arrival.seconds for ours, theirs in zip(worker, rounds, strict=True)
             ]
-            yield f"  drained {median(ratios):.1f} times as fast as {name} ({', '.join(f'{each:.1f}' for each in ratios)})"
+            by_round = ", ".join(f"{each:.1f}" for each in ratios)
+            yield f"  drained {median(ratios):.1f} times as fast as {name} (by round: {by_round})"
 
 
 async def main(arguments: Sequence[str]) -> int:

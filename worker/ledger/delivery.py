@@ -208,7 +208,7 @@ def _decide(
 
 
 def _json(bucket_ids: Sequence[int]) -> str:
-    return msgspec.json.encode(bucket_ids).decode()
+    return msgspec.json.encode(list(bucket_ids)).decode()
 
 
 def _destination_number(session: Session, name: str) -> int:

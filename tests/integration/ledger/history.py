@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import apsw
 
@@ -31,10 +32,12 @@ ZONES = (1, 2, 3)
 
 Verb = Callable[[Session], object]
 
+T = TypeVar("T")
 
-def write(ledger: Ledger, verb: Verb) -> None:
+
+def write(ledger: Ledger, verb: Callable[[Session], T]) -> T:
     """What `Ledger.write` does, in the thread of the test."""
-    ledger._transact("IMMEDIATE", verb)
+    return ledger._transact("IMMEDIATE", verb)
 
 
 def close(ledger: Ledger) -> None:

@@ -1,0 +1,142 @@
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.ledger.history import close, put, write
+from tests.unit.ledger.fleet import DATASET, HOUR, NOW, T0, bucket, scope, tag, untrue_samples, window
+from worker.buckets import Batch
+from worker.errors import LedgerDamagedError, LedgerUnusableError
+from worker.ledger import (
+    Captured,
+    Hole,
+    HoleReason,
+    Ledger,
+    Resend,
+    acknowledge,
+    ask_for_resend,
+    backlogs,
+    capture,
+    carry_out_next,
+    delivery_counts,
+    drifted_buckets,
+    expire,
+    hole_counts,
+    jobs,
+    newest_captured,
+    next_pending,
+    outstanding_windows,
+    present_scopes,
+    prune,
+    record_holes,
+    record_scopes,
+    refuse,
+    register_destinations,
+    room,
+    scope_reports,
+    set_aside,
+    undelivered,
+)
+from worker.ledger.session import Session
+
+ZONES = (1, 2, 3)
+HOURS = 30
+DESTINATIONS = {"prom": False, "mimir": True}
+
+
+def fill(session: Session) -> None:
+    start(session)
+    capture(session, [bucket(zone, hour, samples=20) for zone in ZONES for hour in range(HOURS)], NOW)
+    capture(session, [bucket(1, 3, samples=20, wrong_by=1.0)], NOW)
+    record_holes(session, [Hole(DATASET, tag(2), window(HOURS + 1), HoleReason.FAILED, "503 from Cloudflare")], NOW)
+    acknowledge(session, "prom", range(1, 20), NOW)
+    refuse(session, "prom", [25, 26], status=400, reason="out of bounds", now=NOW)
+    ask_for_resend(session, Resend(T0, T0 + 2 * HOUR), reason="the volume was lost", asked_by="ann@host", now=NOW)
+
+
+def start(session: Session) -> None:
+    """What a worker does first."""
+    record_scopes(session, [scope(zone) for zone in ZONES], NOW)
+    register_destinations(session, DESTINATIONS, replay_since=0, now=NOW)
+    starts = range(T0, T0 + (HOURS + 2) * HOUR, HOUR)
+    tags = [tag(zone) for zone in ZONES]
+    outstanding_windows(session, dataset=DATASET, width_seconds=HOUR, tags=tags, starts=starts)
+
+
+@pytest.fixture
+def healthy(volume: Path) -> dict[str, bytes]:
+    """The file of a ledger in the middle of its work."""
+    ledger = Ledger.open(volume / "ledger.db")
+    write(ledger, fill)
+    close(ledger)
+    return {"ledger.db": (volume / "ledger.db").read_bytes()}
+
+
+def sent(session: Session, destination: str) -> Iterator[Batch]:
+    """Deliver a queue as a pusher does."""
+    for _ in range(2 * len(ZONES) * HOURS):
+        pending = next_pending(session, destination, after=None, max_samples=200, one_window_per_series=False)
+        if pending is None:
+            return
+        set_aside(session, destination, pending.damaged, NOW)
+        yield pending.batch
+        acknowledge(session, destination, [stored.bucket_id for stored in pending.batch.buckets], NOW)
+
+
+def work(session: Session) -> int:
+    """Everything that a worker does with its ledger in a day; what is sent must be true. How much was set aside."""
+    for look in (backlogs, delivery_counts, undelivered, newest_captured, drifted_buckets, room, present_scopes):
+        look(session)
+    start(session)
+    hole_counts(session, since=T0)
+    jobs(session, newest=10)
+    for report in scope_reports(session, since=T0, final_until=NOW):
+        assert report.missing >= 0
+    told = capture(session, [bucket(zone, hour, samples=20) for zone in ZONES for hour in (5, HOURS)], NOW)
+    assert isinstance(told, Captured)
+    carry_out_next(session, NOW)
+    for destination in DESTINATIONS:
+        for batch in sent(session, destination):
+            assert untrue_samples(batch) == []
+    aside = sum(report.buckets for report in undelivered(session) if report.state == "damaged")
+    expire(session, ended_before=NOW, now=NOW)
+    prune(session, ended_before=NOW)
+    return aside
+
+
+def verdict(folder: Path, files: dict[str, bytes]) -> str:
+    """How a worker gets along with these files; what it sends is true in any case."""
+    put(folder, files)
+    try:
+        ledger = Ledger.open(folder / "ledger.db")
+    except (LedgerDamagedError, LedgerUnusableError):
+        return "told when opened"
+    try:
+        aside = write(ledger, work)
+    except (LedgerDamagedError, LedgerUnusableError):
+        return "told at work"
+    finally:
+        close(ledger)
+    return "set aside" if aside else "unnoticed"
+
+
+def flipped(content: bytes, chance: random.Random) -> bytes:
+    """One bit is not what it was. Not in the zeros between the rows of a page, where it would do no harm."""
+    while not content[place := chance.randrange(len(content))]:
+        pass
+    return content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_flipped_bit_makes_the_ledger_send_what_is_not_true(
+    volume: Path, healthy: dict[str, bytes], seed: int
+) -> None:
+    chance = random.Random(seed)
+    found: Counter[str] = Counter()
+    for _ in range(150):
+        found[verdict(volume, {"ledger.db": flipped(healthy["ledger.db"], chance)})] += 1
+
+    assert found["set aside"] > 5
+    assert found["told at work"] + found["told when opened"] > 5

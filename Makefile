@@ -41,7 +41,7 @@ receivers: setup-test
 	$(BIN)/python tests/fetch_receivers.py
 
 pytest: setup-test receivers
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 bench: setup-test receivers
 	$(BIN)/python -m benchmarks

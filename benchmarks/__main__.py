@@ -232,5 +232,7 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    with asyncio.Runner() as runner:
-        sys.exit(runner.run(main(sys.argv[1:])))
+    try:
+        sys.exit(asyncio.run(main(sys.argv[1:])))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit("stopped; everything that was started has ended")

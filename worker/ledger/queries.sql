@@ -141,6 +141,7 @@ SELECT
 FROM delivery CROSS JOIN bucket ON bucket.id = delivery.bucket_id
 WHERE delivery.destination_id = (SELECT id FROM destination WHERE name = :destination)
     AND delivery.state = 'pending'
+    AND +delivery.state NOT IN ('acknowledged', 'refused', 'expired', 'damaged')
     AND delivery.scope_id % :lanes = :lane
     AND (delivery.segment, delivery.scope_id, delivery.start, delivery.bucket_id)
         > (:segment, :scope_id, :start, :bucket_id)

@@ -83,6 +83,7 @@ def sent(session: Session, destination: str) -> Iterator[Batch]:
         set_aside(session, destination, pending.damaged, NOW)
         yield pending.batch
         acknowledge(session, destination, [stored.bucket_id for stored in pending.batch.buckets], NOW)
+    pytest.fail("the queue does not come to an end")
 
 
 def work(session: Session) -> int:

@@ -64,8 +64,8 @@ ZONES_REFRESH_SECONDS = 1800.0
 # Enough to hide the latency of a query behind that of others; the quota of one a second is the real limit.
 _QUERIES_AT_ONCE = 4
 
-# So many queries without an answer in a row are taken for an outage, and the others are left for later. Fewer may be
-# about the zones that were asked for, however Cloudflare words it.
+# After so many queries without an answer the rest of a round is left for later: it may be an outage. Fewer may be about
+# the zones that were asked for, however Cloudflare words it.
 _QUERIES_WITHOUT_ANSWER = 4
 
 # Cloudflare's time is known to the second, and late by the time that an answer takes.
@@ -247,20 +247,18 @@ class Collector:
         return sorted(queries, key=lambda query: (query.is_retry, query.starts[0]))
 
     async def _ask_all(self, queries: Sequence[_Query], stopping: asyncio.Event) -> bool:
-        """Ask some at a time, and leave the rest where several in a row had no answer; tell whether any had one."""
+        """Ask some at a time, and leave the rest once several had no answer; tell whether any had one."""
         todo = iter(queries)
         unanswered: list[_Query] = []
-        answered = in_a_row = 0
+        answered = 0
 
         async def ask_in_turn() -> None:
-            nonlocal answered, in_a_row
-            while in_a_row < _QUERIES_WITHOUT_ANSWER and not stopping.is_set() and (query := next(todo, None)):
+            nonlocal answered
+            while len(unanswered) < _QUERIES_WITHOUT_ANSWER and not stopping.is_set() and (query := next(todo, None)):
                 if await self._ask(query):
                     answered += 1
-                    in_a_row = 0
                 else:
                     unanswered.append(query)
-                    in_a_row += 1
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(_QUERIES_AT_ONCE, len(queries))):

@@ -103,6 +103,7 @@ class FakeCloudflare:
     query_seconds: float = 0.0
     samples_per_window: int = 1
     tells_the_time: bool = False
+    bad_windows: set[tuple[Zone, int]] = field(default_factory=set)
     asked: list[Asked] = field(default_factory=list)
     listed: int = 0
     before_answer: Callable[[], Any] = lambda: asyncio.sleep(0)
@@ -132,7 +133,10 @@ class FakeCloudflare:
 
     def _answers(self, each: Zone, starts: range, fault: ApiFailure | None) -> list[ZoneAnswer]:
         if fault is None:
-            return [Answered(each, {start: self.samples(each, start) for start in starts})]
+            bad = [start for start in starts if (each, start) in self.bad_windows]
+            good = {start: self.samples(each, start) for start in starts if start not in bad}
+            failed = [Failed(each, range(start, start + 1), failure(ErrorKind.COST)) for start in bad]
+            return [Answered(each, good), *failed] if good else list(failed)
         if fault.kind is ErrorKind.RETENTION and fault.bound_seconds is not None:
             lost = sum(start < self.clock.now() - fault.bound_seconds for start in starts)
             if 0 < lost < len(starts):
@@ -334,15 +338,16 @@ async def test_the_oldest_windows_of_all_zones_come_before_newer_ones(scene: Sce
 
 async def test_zones_that_lack_other_windows_are_asked_for_what_they_lack_alone(scene: Scene) -> None:
     windows = due(scene)
-    scene.api.zones = [zone(1)]
-    scene.api.fault = lambda _zone, starts: failure(ErrorKind.MALFORMED) if windows[0] in starts else None
+    scene.api.zones = [zone(2)]
+    scene.api.bad_windows = {(zone(2), windows[0]), (zone(2), windows[3])}
     await scene.collect()
     scene.api.zones = [zone(1), zone(2)]
-    scene.api.fault = lambda _zone, _starts: None
-    scene = scene.restarted()
-    await scene.next_pass()
+    scene.api.bad_windows = set()
+    scene.api.asked.clear()
+    await scene.restarted().next_pass()
+    assert sorted(scene.api.asked_of(zone(2))) == [windows[0], windows[3]]
+    assert sorted(scene.api.asked_of(zone(1))) == windows
     assert await scene.captured() == {each.tag: windows for each in scene.api.zones}
-    assert Counter(scene.api.asked_of(zone(2))) == Counter(windows)
 
 
 @pytest.mark.parametrize("width", [60, 300, 900, 1800, 3600, 86_400])
@@ -528,6 +533,7 @@ async def test_a_zone_that_cloudflare_asks_to_leave_alone_is_left_alone_for_that
     limited = failure(ErrorKind.RATE, zone_tags=(zone(2).tag,), retry_after_seconds=300.0)
     scene.api.fault = lambda each, _starts: limited if each == zone(2) else None
     await scene.collect()
+    assert scene.value("cfrw_collect_last_success_timestamp_seconds") == NOW
     scene.api.asked.clear()
     scene.api.fault = lambda _zone, _starts: None
     for _ in range(4):
@@ -584,6 +590,38 @@ async def test_a_zone_all_of_whose_windows_have_expired_does_not_hold_up_its_nex
     scene.api.fault = lambda _zone, _starts: None
     assert await scene.collect()
     assert await scene.captured() == {zone(1).tag: due(scene)[-1:]}
+
+
+async def test_windows_behind_those_that_have_expired_are_fetched_in_the_same_pass(tmp_path: Path) -> None:
+    async with a_scene(tmp_path, bucket_seconds=60) as scene:
+        scene.api.fault = lambda _zone, starts: (
+            failure(ErrorKind.RETENTION, bound_seconds=2 * HOUR) if starts[0] < NOW - 2 * HOUR else None
+        )
+        assert await scene.collect()
+        assert await scene.captured() == {
+            each.tag: [start for start in due(scene) if start >= NOW - 2 * HOUR] for each in scene.api.zones
+        }
+
+
+async def test_only_windows_that_are_older_than_the_bound_are_given_up(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.api.zones = [zone(1)]
+    bound = failure(ErrorKind.RETENTION, bound_seconds=3 * HOUR)
+    fetch = scene.api.fetch
+
+    async def failing_as_a_whole(*asked: Any) -> list[ZoneAnswer]:
+        await fetch(*asked)
+        return [Failed(zone(1), asked[-1], bound)]
+
+    monkeypatch.setattr(scene.api, "fetch", failing_as_a_whole)
+    assert not await scene.collect()
+    kept = [start for start in due(scene) if start >= NOW - 3 * HOUR]
+    of_zone = (
+        ("zone01.example", HoleReason.EXPIRED, bound.message),
+        ("zone01.example", HoleReason.FAILED, bound.message),
+    )
+    assert await scene.holes() == {of_zone[0]: len(due(scene)) - len(kept), of_zone[1]: len(kept)}
 
 
 async def test_a_retention_without_a_bound_gives_nothing_up(scene: Scene) -> None:
@@ -668,6 +706,15 @@ async def test_bad_zones_in_every_query_do_not_cost_their_neighbours_their_windo
     await scene.collect()
     captured = await scene.captured()
     assert all(due(scene)[-1] in captured[each.tag] for each in scene.api.zones if each not in bad)
+
+
+async def test_only_a_zone_that_fails_alone_is_asked_less_often(scene: Scene) -> None:
+    scene.api.zones = [zone(number) for number in range(50)]
+    bad = scene.api.zones[:40:10]
+    scene.api.fault = lambda each, _starts: failure(ErrorKind.SERVER) if each in bad else None
+    for _ in range(3):
+        await scene.next_pass()
+    assert set(await scene.captured()) == {each.tag for each in scene.api.zones if each not in bad}
 
 
 async def test_a_zone_without_an_answer_is_asked_less_and_less_often_but_not_forgotten(scene: Scene) -> None:

@@ -14,9 +14,10 @@ from worker.buckets import Batch, StoredBucket
 from worker.ledger.packing import SERIES_ID_TYPE, is_intact
 from worker.ledger.session import Session
 
-# How many windows of one scope follow each other in the queue of a destination that takes them in any order: with 50
-# samples of a series in a row a receiver is several times as fast as with one, and more brings little.
-_SEGMENT_WINDOWS = 64
+# How many windows of one scope follow each other in the queue of a destination that takes them in any order. With tens of
+# samples of a series in a row a receiver is several times as fast as with one. 32 one-minute windows stay within the hour
+# below its newest sample that Prometheus files in order, at a quarter of the cost of what it files out of order.
+_SEGMENT_WINDOWS = 32
 
 # The receiver's own words, for a person; a page of them is not more helpful.
 _MAX_REASON_CHARACTERS = 1024

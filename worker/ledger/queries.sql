@@ -133,19 +133,22 @@ WHERE destination.id = :destination_id AND length(bucket.sample_values) > 0
     AND bucket.start >= :since - 86400 AND bucket.start + bucket.width_seconds >= :since
 ON CONFLICT DO NOTHING
 
+-- The queue comes from its index alone. The row itself is asked too: an index that is damaged may still list what was
+-- decided long ago, and without this it would be sent again for ever.
 -- name: pending
 SELECT
-    delivery.segment, delivery.scope_id, delivery.start, delivery.bucket_id,
+    queued.segment, queued.scope_id, queued.start, queued.bucket_id,
     bucket.dataset_id, bucket.scope_id, bucket.width_seconds, bucket.start,
     bucket.timestamp_ms, CAST(bucket.series_ids AS BLOB), CAST(bucket.sample_values AS BLOB), bucket.checksum
-FROM delivery CROSS JOIN bucket ON bucket.id = delivery.bucket_id
-WHERE delivery.destination_id = (SELECT id FROM destination WHERE name = :destination)
-    AND delivery.state = 'pending'
-    AND +delivery.state NOT IN ('acknowledged', 'refused', 'expired', 'damaged')
-    AND delivery.scope_id % :lanes = :lane
-    AND (delivery.segment, delivery.scope_id, delivery.start, delivery.bucket_id)
-        > (:segment, :scope_id, :start, :bucket_id)
-ORDER BY delivery.segment, delivery.scope_id, delivery.start, delivery.bucket_id
+FROM delivery AS queued
+CROSS JOIN delivery ON delivery.bucket_id = queued.bucket_id AND delivery.destination_id = queued.destination_id
+CROSS JOIN bucket ON bucket.id = queued.bucket_id
+WHERE queued.destination_id = (SELECT id FROM destination WHERE name = :destination)
+    AND queued.state = 'pending'
+    AND queued.scope_id % :lanes = :lane
+    AND (queued.segment, queued.scope_id, queued.start, queued.bucket_id) > (:segment, :scope_id, :start, :bucket_id)
+    AND delivery.state NOT IN ('acknowledged', 'refused', 'expired', 'damaged')
+ORDER BY queued.segment, queued.scope_id, queued.start, queued.bucket_id
 
 -- name: acknowledge
 UPDATE delivery SET state = 'acknowledged', decided_at = :now, status = NULL, reason = NULL

@@ -41,8 +41,9 @@ _CONNECT_SECONDS = 10.0
 # behind what is kept.
 _BODY_BYTES = 4 * MAX_TEXT_CHARACTERS
 
-# One request is under way at a time; a second connection replaces one that a timeout has just spoiled.
-_LIMITS = httpx.Limits(max_connections=2, max_keepalive_connections=1)
+# A destination is delivered in four lanes (worker.push), each with one request under way; as many connections again
+# replace those that a timeout has just spoiled.
+_LIMITS = httpx.Limits(max_connections=8, max_keepalive_connections=4)
 
 
 class RemoteWriteClient:

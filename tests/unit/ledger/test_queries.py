@@ -58,9 +58,10 @@ def test_the_queue_is_read_as_a_range_of_its_index_and_never_sorted(connection: 
     first, *rest = plan(connection, "pending")
 
     assert first == (
-        "SEARCH delivery USING COVERING INDEX delivery_queue"
+        "SEARCH queued USING COVERING INDEX delivery_queue"
         " (destination_id=? AND (segment,scope_id,start,bucket_id)>(?,?,?,?))"
     )
+    assert "SEARCH delivery USING PRIMARY KEY (bucket_id=? AND destination_id=?)" in rest
     assert "SEARCH bucket USING INTEGER PRIMARY KEY (rowid=?)" in rest
     assert not any("TEMP B-TREE" in line or line.startswith("SCAN") for line in rest)
 

@@ -9,11 +9,12 @@ pushers finish the request that is under way and record its outcome; then the le
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Coroutine, Iterator
 from functools import partial
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Self, TypeVar
 
 import apsw
 
@@ -189,7 +190,10 @@ class Worker:
         Returns whether all that is due was collected.
         """
         await self.maintainer.tidy()
-        complete = await _cut_off(self.collector.collect_due(stopping), stopping, grace_seconds=0)
+        try:
+            complete = await _cut_off(self.collector.collect_due(stopping), stopping, grace_seconds=0)
+        except ExceptionGroup as errors:
+            raise _reason(errors) from errors
         await self.push_once(stopping)
         return bool(complete)
 
@@ -215,11 +219,12 @@ class Worker:
                 ApiBudget(api=api, remaining=self.api.quota.remaining(api), limit=self.api.quota.limit(api))
                 for api in Api
             ),
-            exchanges={pusher.name: pusher.exchange for pusher in self.pushers},
         )
         return await report_status(self.ledger, self.settings, self._clock.now(), running)
 
     def _count_request(self, api: Api, outcome: str, seconds: float) -> None:
+        # Listing many zones, or taking a refused query apart, is one turn of the loop and many requests.
+        self.health.beat(COLLECT)
         self.metrics.cloudflare_requests_total.labels(api, outcome).inc()
         self.metrics.cloudflare_request_duration_seconds.labels(api).observe(seconds)
 
@@ -250,6 +255,8 @@ def stop_on_signals(stopping: asyncio.Event) -> Iterator[None]:
         stopping.set()
         for number in signals:
             loop.remove_signal_handler(number)
+            # Not the default action: the first process of a container has none.
+            signal.signal(number, _end_at_once)
 
     for number in signals:
         loop.add_signal_handler(number, stop)
@@ -258,6 +265,11 @@ def stop_on_signals(stopping: asyncio.Event) -> Iterator[None]:
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+
+
+def _end_at_once(number: int, _frame: FrameType | None) -> NoReturn:
+    os._exit(128 + number)
 
 
 async def _cut_off(work: Coroutine[Any, Any, T], stopping: asyncio.Event, *, grace_seconds: float) -> T | None:

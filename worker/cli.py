@@ -175,7 +175,7 @@ def status(config_file: Path | None, *, as_json: bool) -> None:
 async def _read_status(settings: Settings) -> StatusReport:
     ledger = Ledger.open_read_only(settings.ledger.path)
     try:
-        unknown = Running(readiness=Verdict(ok=True, problems=()), token=TokenState.UNKNOWN, budgets=(), exchanges={})
+        unknown = Running(readiness=Verdict(ok=True, problems=()), token=TokenState.UNKNOWN, budgets=())
         return worst_first(await report_status(ledger, settings, SystemClock().now(), unknown))
     finally:
         await ledger.close()

@@ -14,7 +14,7 @@ Knows nothing of receivers. What it keeps in memory is only a view of the ledger
 import asyncio
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from worker.buckets import Bucket, Window, final_window_starts
@@ -36,6 +36,7 @@ from worker.cloudflare import (
     Zone,
     ZoneAnswer,
     ZoneList,
+    selects,
 )
 from worker.config import CloudflareSettings
 from worker.errors import LedgerFullError
@@ -193,6 +194,12 @@ class Collector:
         self._metrics = metrics
         self._zones: dict[str, Zone] = {}
         self._zones_listed_at: float | None = None
+        self._listing_tried_at: float | None = None
+        self._selection = {
+            "accounts": settings.accounts,
+            "zones": settings.zones,
+            "exclude_zones": settings.exclude_zones,
+        }
         self._cloudflare_answers = True
         self._worklists = [_Worklist(DATASETS[name], settings.bucket_seconds) for name in settings.datasets]
 
@@ -220,7 +227,7 @@ class Collector:
         """Go round after round; False where an outage, the ledger's volume or `stopping` ended it."""
         try:
             while not stopping.is_set():
-                await self._refresh_zones()
+                listed = await self._refresh_zones()
                 for worklist in self._worklists:
                     await self._look_for_due_windows(worklist)
                 queries = self._next_round()
@@ -230,11 +237,12 @@ class Collector:
                     self._cloudflare_answers = await self._ask_all(queries, stopping)
                 if not self._cloudflare_answers:
                     return False
+                if listed:
+                    self._metrics.collect_last_success_timestamp_seconds.set(self._clock.now())
                 # Hours of catching up are many passes to whoever watches.
-                self._metrics.collect_last_success_timestamp_seconds.set(self._clock.now())
                 self._health.completed(LOOP)
                 if not queries:
-                    return self._zones_listed_at is not None
+                    return listed
         except* LedgerFullError as errors:
             log.warning("Collection pauses: the ledger's volume is full", error=str(errors.exceptions[0]))
         return False
@@ -281,7 +289,12 @@ class Collector:
         """Ask one query and write down what it brought; False when that was no answer at all."""
         self._health.beat(LOOP)
         worklist = query.worklist
-        answers = await self._api.fetch(worklist.dataset, worklist.width_seconds, query.zones, query.starts)
+        answers = _oldest_first(
+            await self._api.fetch(worklist.dataset, worklist.width_seconds, query.zones, query.starts)
+        )
+        if not self._is_final(query):
+            # The clock was set while nobody asked, and only the answer's date shows it: the next look begins anew.
+            return False
         now = self._clock.now()
         buckets = [
             bucket for answer in answers if isinstance(answer, Answered) for bucket in self._buckets(worklist, answer)
@@ -305,6 +318,11 @@ class Collector:
         if holes:
             await self._ledger.write(record_holes, holes, now)
         return not all(_is_no_answer(answer) for answer in answers)
+
+    def _is_final(self, query: _Query) -> bool:
+        """Whether the windows asked for were final, by the clock as it is known now that Cloudflare has answered."""
+        newest = Window(query.starts[-1], query.worklist.width_seconds)
+        return newest.is_final(self._cloudflare_now(), self._settings.delay_seconds)
 
     def _buckets(self, worklist: _Worklist, answer: Answered) -> list[Bucket]:
         windows = [
@@ -432,20 +450,23 @@ class Collector:
         )
         return self._clock.now() - ahead_seconds
 
-    async def _refresh_zones(self) -> None:
-        """List the zones when the last list is old. An outage leaves the last list in force, over a restart too."""
+    async def _refresh_zones(self) -> bool:
+        """List the zones when the last list is old; False while that fails.
+
+        An outage leaves the last list in force, over a restart too.
+        """
         monotonic = self._clock.monotonic()
         if self._zones_listed_at is not None and monotonic - self._zones_listed_at < ZONES_REFRESH_SECONDS:
-            return
-        if not self._zones:
-            known = await self._ledger.read(present_scopes)
-            self._zones = {scope.tag: _zone(scope) for scope in known}
-            self._metrics.zones.set(len(self._zones))
+            return True
+        if self._listing_tried_at is not None:
+            # A listing of many zones is many requests: one that fails is not tried again at every round.
+            if monotonic - self._listing_tried_at < self._settings.collection_interval_seconds:
+                return False
+        else:
+            await self._recall_zones()
+        self._listing_tried_at = monotonic
         await self._verify_token()
-        settings = self._settings
-        listing = await self._api.list_zones(
-            accounts=settings.accounts, zones=settings.zones, exclude_zones=settings.exclude_zones
-        )
+        listing = await self._api.list_zones(**self._selection)
         match listing:
             case ApiFailure(kind=kind, message=message):
                 log.warning("The zones could not be listed; the last list stays in force", kind=kind, error=message)
@@ -457,8 +478,16 @@ class Collector:
                 _warn_unmatched(unmatched)
                 await self._take_list(zones)
                 self._zones_listed_at = monotonic
+                return True
             case _:
                 assert_never(listing)
+        return False
+
+    async def _recall_zones(self) -> None:
+        """Begin with the zones that the ledger knows, as far as today's settings leave them."""
+        known = [_zone(scope) for scope in await self._ledger.read(present_scopes)]
+        self._zones = {zone.tag: zone for zone in known if selects(zone, **self._selection)}
+        self._metrics.zones.set(len(self._zones))
 
     async def _take_list(self, zones: Sequence[Zone]) -> None:
         gone = await self._ledger.write(record_scopes, [_scope(zone) for zone in zones], self._clock.now())
@@ -496,6 +525,26 @@ class Collector:
 
 def _is_no_answer(answer: ZoneAnswer) -> bool:
     return isinstance(answer, Failed) and answer.failure.kind in _NO_ANSWER
+
+
+def _oldest_first(answers: Sequence[ZoneAnswer]) -> list[ZoneAnswer]:
+    """The answers without windows that overtook an older one of their zone, which Cloudflare failed to answer.
+
+    They are asked for again together with it: a receiver that takes nothing out of order would refuse the older one.
+    """
+    failed_from: dict[Zone, int] = {}
+    for answer in answers:
+        if isinstance(answer, Failed) and answer.failure.kind in _NO_ANSWER:
+            failed_from[answer.zone] = min(answer.starts.start, failed_from.get(answer.zone, answer.starts.start))
+    kept: list[ZoneAnswer] = []
+    for answer in answers:
+        if isinstance(answer, Answered) and (before := failed_from.get(answer.zone)) is not None:
+            windows = {start: samples for start, samples in answer.windows.items() if start < before}
+            if windows:
+                kept.append(replace(answer, windows=windows))
+        else:
+            kept.append(answer)
+    return kept
 
 
 def _warn_unmatched(unmatched: Sequence[Unmatched]) -> None:

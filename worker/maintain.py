@@ -9,7 +9,7 @@ from collections import Counter
 
 from worker.clock import Clock, wait_for_any
 from worker.config import CloudflareSettings, LedgerSettings
-from worker.errors import LedgerFullError
+from worker.errors import LedgerFullError, LedgerUnusableError
 from worker.health import Health
 from worker.ledger import (
     Ledger,
@@ -63,6 +63,9 @@ class Maintainer:
     async def tidy(self) -> None:
         """One pass."""
         self._health.beat(LOOP)
+        if not self._ledger.is_in_place():
+            message = f"the ledger {self._ledger.path} was moved or deleted under the running worker; put it back"
+            raise LedgerUnusableError(message)
         problem = await self._change()
         if problem is None:
             self._health.ledger_writable()
@@ -95,10 +98,13 @@ class Maintainer:
 
     async def _prune(self) -> None:
         now = self._clock.now()
-        bound = now - self._settings.retention_hours * 3600
-        while deleted := await self._ledger.write(prune, ended_before=bound):
+        hours = self._settings.retention_hours
+        if (await self._ledger.read(room)).used_bytes >= self._settings.max_bytes:
+            # What was delivered makes room for what would otherwise be lost.
+            hours = self._cloudflare.replay_hours
+        while deleted := await self._ledger.write(prune, ended_before=now - hours * 3600):
             self._health.beat(LOOP)
-            log.info("Deleted buckets past LEDGER_RETENTION_HOURS", buckets=deleted)
+            log.info("Deleted buckets that every destination has decided on", buckets=deleted, older_than_hours=hours)
         self._metrics.ledger_last_prune_timestamp_seconds.set(now)
 
     async def _measure(self) -> None:
@@ -122,7 +128,12 @@ class Maintainer:
     async def _missing(self, now: float) -> dict[tuple[str, ...], float]:
         """How many windows within the replay bound are due and not captured, by dataset and reason."""
         since = now - self._cloudflare.replay_hours * 3600
-        reports = await self._ledger.read(scope_reports, since=since, final_until=now - self._cloudflare.delay_seconds)
+        reports = await self._ledger.read(
+            scope_reports,
+            since=since,
+            final_until=now - self._cloudflare.delay_seconds,
+            delay_seconds=self._cloudflare.delay_seconds,
+        )
         missing: Counter[tuple[str, ...]] = Counter()
         for report in reports:
             missing[report.dataset, "waiting"] += report.missing

@@ -12,9 +12,11 @@ Knows nothing of Cloudflare. What it does not write to the ledger is forgotten w
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from enum import Enum, auto
 from functools import partial
 from itertools import groupby
 from typing import Protocol, assert_never
@@ -23,7 +25,17 @@ from worker.clock import Clock, wait_for_any
 from worker.config import DestinationSettings
 from worker.errors import LedgerFullError
 from worker.health import Health
-from worker.ledger import Lane, Ledger, Position, acknowledge, next_pending, refuse, set_aside
+from worker.ledger import (
+    Lane,
+    Ledger,
+    Position,
+    acknowledge,
+    next_pending,
+    note_failure,
+    refuse,
+    set_aside,
+    still_pending,
+)
 from worker.observe import Metrics, get_logger
 from worker.remote_write import Accepted, Later, Refused, Verdict, compress, split_batch, write_request
 
@@ -51,15 +63,6 @@ class Sender(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
-    """What a pusher remembers of its destination; times are unix seconds."""
-
-    last_success_at: float | None = None
-    last_failure_at: float | None = None
-    last_failure: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class _Request:
     """One request: its compressed body and the buckets that it carries, or carries a part of."""
 
@@ -74,6 +77,16 @@ class _Turn:
 
     requests: tuple[_Request, ...]
     position: Position
+
+
+class _Interrupted(Enum):
+    """Why a request was not sent until the receiver had decided on it."""
+
+    STOPPING = auto()
+    """The worker stops, or the attempts allowed are used up."""
+
+    OVERTAKEN = auto()
+    """Some of its buckets do not wait any more, past the replay bound: the queue begins anew without them."""
 
 
 class Pusher:
@@ -107,7 +120,6 @@ class Pusher:
         self._metrics = metrics
         self._attempts_allowed = attempts_allowed
         self._log = log.bind(destination=destination.name)
-        self.exchange = Exchange()
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Deliver what is pending and whatever becomes pending, until `stopping` is set."""
@@ -134,13 +146,19 @@ class Pusher:
         while turn is not None and not stopping.is_set():
             following = asyncio.create_task(self._next_turn(lane, turn.position))
             try:
-                delivered = await self._deliver(turn, stopping)
+                interrupted = await self._deliver(turn, stopping)
             finally:
                 turn = await following
-            if not delivered:
-                return
-            # Behind the end of the queue, look at its front again: rows may have come in there meanwhile.
-            turn = turn or await self._next_turn(lane, None)
+            match interrupted:
+                case _Interrupted.STOPPING:
+                    return
+                case _Interrupted.OVERTAKEN:
+                    turn = await self._next_turn(lane, None)
+                case None:
+                    # Behind the end of the queue, look at its front again: rows may have come in there meanwhile.
+                    turn = turn or await self._next_turn(lane, None)
+                case _:
+                    assert_never(interrupted)
 
     async def _next_turn(self, lane: Lane, after: Position | None) -> _Turn | None:
         """Read and encode what comes next in a lane of the queue; None at its end."""
@@ -172,25 +190,34 @@ class Pusher:
                 return _Turn(requests, pending.position)
             after = pending.position
 
-    async def _deliver(self, turn: _Turn, stopping: asyncio.Event) -> bool:
-        """Send a turn's requests and record what came of each; False if cut short, with the rest still pending."""
+    async def _deliver(self, turn: _Turn, stopping: asyncio.Event) -> "_Interrupted | None":
+        """Send a turn's requests and record what came of each; with an interruption, the rest is still pending."""
         # Several requests in a row for one bucket carry its pieces: it is decided on when all of them are.
         for bucket_ids, requests in groupby(turn.requests, key=lambda request: request.bucket_ids):
             refused: Refused | None = None
             for request in requests:
-                verdict = None if stopping.is_set() else await self._send_until_decided(request, stopping)
-                if verdict is None:
-                    return False
-                if isinstance(verdict, Refused):
-                    refused = refused or verdict
+                if stopping.is_set():
+                    return _Interrupted.STOPPING
+                verdict = await self._send_until_decided(request, stopping)
+                match verdict:
+                    case Accepted():
+                        pass
+                    case Refused():
+                        refused = refused or verdict
+                    case _Interrupted():
+                        return verdict
+                    case _:
+                        assert_never(verdict)
             if refused is None:
                 await self._record(acknowledge, bucket_ids)
             else:
                 await self._record(partial(refuse, status=refused.status, reason=refused.text), bucket_ids)
-        return True
+        return None
 
-    async def _send_until_decided(self, request: _Request, stopping: asyncio.Event) -> Accepted | Refused | None:
-        """Send until the receiver has accepted or refused; None when `stopping` was set before it did."""
+    async def _send_until_decided(
+        self, request: _Request, stopping: asyncio.Event
+    ) -> "Accepted | Refused | _Interrupted":
+        """Send until the receiver has accepted or refused, or until something else comes first."""
         attempt = 0
         while True:
             self._health.beat(self.loop)
@@ -205,7 +232,7 @@ class Pusher:
                     self._succeeded()
                     return verdict
                 case Refused(status=status, text=text):
-                    self._failed(f"refused with status {status}: {text}")
+                    await self._failed(f"refused with status {status}: {text}")
                     self._log.error(
                         "The receiver refused buckets; they are recorded as refused",
                         status=status,
@@ -215,10 +242,10 @@ class Pusher:
                     )
                     return verdict
                 case Later(reason=reason, status=status):
-                    self._failed(reason)
+                    await self._failed(reason)
                     if self._attempts_allowed is not None and attempt + 1 >= self._attempts_allowed:
                         self._log.error("Giving up for this run; what is pending stays in the ledger", reason=reason)
-                        return None
+                        return _Interrupted.STOPPING
                     wait_seconds = self._backoff_seconds(attempt, verdict)
                     self._log.warning(
                         "The receiver did not take a request; it will be sent again",
@@ -229,18 +256,20 @@ class Pusher:
                         samples=request.sample_count,
                     )
                     if await wait_for_any(self._clock, wait_seconds, stopping):
-                        return None
+                        return _Interrupted.STOPPING
+                    if not await self._ledger.read(still_pending, self.name, request.bucket_ids):
+                        return _Interrupted.OVERTAKEN
                     attempt += 1
                 case _:
                     assert_never(verdict)
 
     def _succeeded(self) -> None:
-        now = self._clock.now()
-        self.exchange = replace(self.exchange, last_success_at=now)
-        self._metrics.push_last_success_timestamp_seconds.labels(self.name).set(now)
+        self._metrics.push_last_success_timestamp_seconds.labels(self.name).set(self._clock.now())
 
-    def _failed(self, reason: str) -> None:
-        self.exchange = replace(self.exchange, last_failure_at=self._clock.now(), last_failure=reason)
+    async def _failed(self, reason: str) -> None:
+        """Keep what went wrong for whoever asks; a full volume must not stop delivery over that."""
+        with contextlib.suppress(LedgerFullError):
+            await self._ledger.write(note_failure, self.name, reason, self._clock.now())
 
     def _measure(self, request: _Request, verdict: Verdict, attempt: int, seconds: float) -> None:
         outcome = _outcome(verdict)

@@ -14,12 +14,12 @@ from worker.ledger import (
     ScopeReport,
     backlogs,
     delivery_counts,
+    destination_reports,
     jobs,
     room,
     scope_reports,
     undelivered,
 )
-from worker.push import Exchange
 from worker.status import (
     ApiBudget,
     CloudflareStatus,
@@ -42,40 +42,47 @@ class Running:
     readiness: Verdict
     token: TokenState
     budgets: tuple[ApiBudget, ...]
-    exchanges: dict[str, Exchange]
 
 
 async def report_status(ledger: Ledger, settings: Settings, now: float, running: Running) -> StatusReport:
     """The report at `now`, unix seconds, over the reach of automatic replay."""
     replay_since = now - settings.cloudflare.replay_hours * 3600
-    scopes = await ledger.read(scope_reports, since=replay_since, final_until=now - settings.cloudflare.delay_seconds)
+    scopes = await ledger.read(
+        scope_reports,
+        since=replay_since,
+        final_until=now - settings.cloudflare.delay_seconds,
+        delay_seconds=settings.cloudflare.delay_seconds,
+    )
+    size = await ledger.read(room)
+    paused = size.used_bytes >= settings.ledger.max_bytes
     return StatusReport(
         version=__version__,
         now=now,
         readiness=running.readiness,
-        destinations=await _destinations(ledger, settings, running),
+        destinations=await _destinations(ledger, settings),
         cloudflare=CloudflareStatus(token=running.token, budgets=running.budgets),
         ledger=LedgerStatus(
             path=str(ledger.path),
-            size_bytes=(await ledger.read(room)).file_bytes + ledger.log_bytes(),
+            size_bytes=size.file_bytes + ledger.log_bytes(),
             max_bytes=settings.ledger.max_bytes,
             buckets=sum(report.captured for report in scopes),
         ),
         journal=tuple(_entry(job) for job in await ledger.read(jobs, newest=_JOURNAL_ENTRIES)),
         scope_count=len(scopes),
-        scopes=tuple(_scope(report) for report in scopes),
+        scopes=tuple(_scope(report, paused=paused) for report in scopes),
     )
 
 
-async def _destinations(ledger: Ledger, settings: Settings, running: Running) -> tuple[DestinationStatus, ...]:
+async def _destinations(ledger: Ledger, settings: Settings) -> tuple[DestinationStatus, ...]:
     backlog_of = {backlog.destination: backlog for backlog in await ledger.read(backlogs)}
     decided = {(count.destination, count.state): count.buckets for count in await ledger.read(delivery_counts)}
     refusals = {report.destination: f"{report.state}: {report.reason}" for report in await ledger.read(undelivered)}
+    answers_of = {report.name: report for report in await ledger.read(destination_reports)}
     statuses = []
     for destination in settings.destinations:
         name = destination.name
         backlog = backlog_of.get(name)
-        exchange = running.exchanges.get(name, Exchange())
+        answers = answers_of.get(name)
         statuses.append(
             DestinationStatus(
                 name=name,
@@ -83,9 +90,9 @@ async def _destinations(ledger: Ledger, settings: Settings, running: Running) ->
                 pending_buckets=backlog.buckets if backlog else 0,
                 pending_samples=backlog.samples if backlog else 0,
                 oldest_pending_end=backlog.oldest_end if backlog else None,
-                last_success_at=exchange.last_success_at,
-                last_failure_at=exchange.last_failure_at,
-                last_failure=exchange.last_failure or refusals.get(name),
+                last_success_at=answers.last_success_at if answers else None,
+                last_failure_at=answers.last_failure_at if answers else None,
+                last_failure=(answers.last_failure if answers else None) or refusals.get(name),
                 acknowledged_buckets=decided.get((name, "acknowledged"), 0),
                 refused_buckets=decided.get((name, "refused"), 0),
                 expired_buckets=decided.get((name, "expired"), 0),
@@ -95,10 +102,13 @@ async def _destinations(ledger: Ledger, settings: Settings, running: Running) ->
     return tuple(statuses)
 
 
-def _scope(report: ScopeReport) -> ScopeStatus:
-    reason = None
-    if report.missing:
-        reason = f"{report.reason}: {report.detail}" if report.reason else "waiting for its turn"
+def _scope(report: ScopeReport, *, paused: bool) -> ScopeStatus:
+    reasons: list[str] = []
+    if (waiting := report.missing - report.holes) > 0:
+        why = "collection pauses, the ledger has reached LEDGER_MAX_BYTES" if paused else "waiting for their turn"
+        reasons.append(f"{waiting} {why}")
+    if report.missing and report.reason:
+        reasons.append(f"{report.holes} {report.reason}: {report.detail}")
     return ScopeStatus(
         dataset=report.dataset,
         scope=report.tag,
@@ -107,7 +117,7 @@ def _scope(report: ScopeReport) -> ScopeStatus:
         expected=report.expected,
         captured=report.captured,
         missing=report.missing,
-        reason=reason,
+        reason="; ".join(reasons) or None,
     )
 
 

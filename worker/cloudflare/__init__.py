@@ -8,7 +8,15 @@ from worker.cloudflare.api import CloudflareApi
 from worker.cloudflare.catalogue import DATASETS, Breakdown, Dataset, Grain, Metric, Total
 from worker.cloudflare.client import OnRequest
 from worker.cloudflare.decode import Samples
-from worker.cloudflare.discovery import TokenAccepted, TokenCheck, TokenRefused, TokenUnknown, Unmatched, ZoneList
+from worker.cloudflare.discovery import (
+    TokenAccepted,
+    TokenCheck,
+    TokenRefused,
+    TokenUnknown,
+    Unmatched,
+    ZoneList,
+    selects,
+)
 from worker.cloudflare.errors import ApiFailure, ErrorKind
 from worker.cloudflare.fetch import Answered, Failed, ZoneAnswer
 from worker.cloudflare.query import WINDOWS_PER_QUERY, ZONES_PER_QUERY
@@ -41,4 +49,5 @@ __all__ = [
     "Zone",
     "ZoneAnswer",
     "ZoneList",
+    "selects",
 ]

@@ -11,7 +11,7 @@ import re
 import ssl
 import zlib
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, assert_never
@@ -198,15 +198,20 @@ class CloudflareClient:
             return Refused((body,))
         body = self._auth.redacted(body)
         failures = classify(response.status_code, response.headers, body)
+        # Once more: JSON can spell the token so that the body does not show it.
+        failures = tuple(
+            replace(each, message=self._auth.redacted(each.message.encode()).decode()) for each in failures
+        )
         return Refused(failures) if failures else Answer(body)
 
     def _note_date(self, date: str | None) -> None:
         """Compare the clocks; an answer without a date that can be read (RFC 9110, 6.6.1) changes nothing."""
         try:
             moment = parsedate_to_datetime(date or "")
-        except ValueError:
+            seconds = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+        except (ValueError, OverflowError):
             return
-        self.ahead_seconds = self._clock.now() - moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+        self.ahead_seconds = self._clock.now() - seconds
 
     async def _read(self, response: httpx.Response) -> bytes | ApiFailure:
         """The body, unpacked, as long as it stays within the bound; httpx's own decoder has none."""

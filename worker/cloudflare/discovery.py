@@ -224,12 +224,8 @@ def _selected(
 ) -> ZoneList:
     """The zones that the settings leave; equal names in different accounts are different zones."""
     everything = sorted(zones, key=lambda zone: (zone.name, zone.tag))
-    owned = [zone for zone in everything if not accounts or _fits(accounts, zone.account_tag, zone.account_name)]
-    chosen = tuple(
-        zone
-        for zone in owned
-        if (not wanted or _fits(wanted, zone.tag, zone.name)) and not _fits(excluded, zone.tag, zone.name)
-    )
+    owned = [zone for zone in everything if selects(zone, accounts=accounts)]
+    chosen = tuple(zone for zone in owned if selects(zone, zones=wanted, exclude_zones=excluded))
     account_names = {account.id: account.name for account in known_accounts}
     account_names.update((zone.account_tag, zone.account_name) for zone in everything)
     zone_names = {zone.tag: zone.name for zone in owned}
@@ -239,6 +235,17 @@ def _selected(
         *_unmatched("CF_EXCLUDE_ZONES", excluded, zone_names),
     )
     return ZoneList(chosen, unmatched)
+
+
+def selects(
+    zone: Zone, *, accounts: Sequence[str] = (), zones: Sequence[str] = (), exclude_zones: Sequence[str] = ()
+) -> bool:
+    """Whether the settings, each of ids or names, leave a zone to be collected."""
+    return (
+        (not accounts or _fits(accounts, zone.account_tag, zone.account_name))
+        and (not zones or _fits(zones, zone.tag, zone.name))
+        and not _fits(exclude_zones, zone.tag, zone.name)
+    )
 
 
 def _fits(given: Iterable[str], tag: str, name: str) -> bool:

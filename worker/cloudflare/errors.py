@@ -240,7 +240,8 @@ def _zone_index(path: Any) -> int | None:
     if not isinstance(path, list):
         return None
     for before, item in pairwise(path):
-        if before == "zones" and (isinstance(item, int) or (isinstance(item, str) and item.isdecimal())):
+        # Two digits count more zones than a query has, and int() refuses very long numbers.
+        if before == "zones" and str(item)[:3].isdecimal() and len(str(item)) <= 2:
             return int(item)
     return None
 
@@ -253,6 +254,6 @@ def _retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     else:
         try:
             seconds = (parsedate_to_datetime(value) - parsedate_to_datetime(headers.get("date", ""))).total_seconds()
-        except (TypeError, ValueError):  # no header, or not a date: the caller has its own waiting time
+        except (TypeError, ValueError, OverflowError):  # no header, or not a date: the caller has its own waiting time
             return None
     return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS)

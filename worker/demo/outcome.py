@@ -84,7 +84,7 @@ def zone_counts(fleet: Fleet, expected: int, reports: Iterable[ScopeReport]) -> 
     counts = []
     for zone in fleet.zones:
         report = report_of.get(zone.tag)
-        captured, acknowledged = (report.captured, report.acknowledged) if report else (0, 0)
+        captured, acknowledged = (report.captured, report.acknowledged or 0) if report else (0, 0)
         counts.append(ZoneCount(zone.name, expected, captured, acknowledged))
     return tuple(counts)
 

@@ -242,7 +242,9 @@ class Show:
 
     async def _take_stock(self, worker: Worker, receiver: Receiver, waiting: int, drain_seconds: float) -> Outcome:
         windows = self._times.windows
-        reports = await worker.ledger.read(scope_reports, since=windows.start, final_until=windows.stop)
+        reports = await worker.ledger.read(
+            scope_reports, since=windows.start, final_until=windows.stop, with_deliveries=True
+        )
         true = await asyncio.to_thread(true_samples, self._fleet, windows, WIDTH_SECONDS)
         return Outcome(
             receiver=receiver.name,
@@ -264,7 +266,9 @@ class Show:
     async def _look(self, worker: Worker) -> Progress:
         windows = self._times.windows
         now = self._clock.now()
-        reports = await worker.ledger.read(scope_reports, since=windows.start, final_until=windows.stop)
+        reports = await worker.ledger.read(
+            scope_reports, since=windows.start, final_until=windows.stop, with_deliveries=True
+        )
         waiting = await worker.ledger.read(backlogs)
         return Progress(
             now=now,
@@ -272,7 +276,7 @@ class Show:
             in_trouble=self._in_trouble,
             total=len(windows) * len(self._fleet.zones),
             captured=sum(report.captured for report in reports),
-            acknowledged=sum(report.acknowledged for report in reports),
+            acknowledged=sum(report.acknowledged or 0 for report in reports),
             waiting_windows=sum(backlog.buckets for backlog in waiting),
             waiting_samples=sum(backlog.samples for backlog in waiting),
         )

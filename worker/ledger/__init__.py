@@ -18,9 +18,11 @@ from worker.ledger.delivery import (
     acknowledge,
     expire,
     next_pending,
+    note_failure,
     refuse,
     register_destinations,
     set_aside,
+    still_pending,
 )
 from worker.ledger.ledger import Ledger
 from worker.ledger.repairs import (
@@ -37,10 +39,12 @@ from worker.ledger.repairs import (
 from worker.ledger.report import (
     Backlog,
     DeliveryCount,
+    DestinationReport,
     ScopeReport,
     Undelivered,
     backlogs,
     delivery_counts,
+    destination_reports,
     drifted_buckets,
     hole_counts,
     newest_captured,
@@ -55,6 +59,7 @@ __all__ = [
     "Backlog",
     "Captured",
     "DeliveryCount",
+    "DestinationReport",
     "Hole",
     "HoleReason",
     "Job",
@@ -74,6 +79,7 @@ __all__ = [
     "capture",
     "carry_out_next",
     "delivery_counts",
+    "destination_reports",
     "drifted_buckets",
     "expire",
     "hole_counts",
@@ -81,6 +87,7 @@ __all__ = [
     "jobs",
     "newest_captured",
     "next_pending",
+    "note_failure",
     "outstanding_windows",
     "plan_resend",
     "present_scopes",
@@ -94,5 +101,6 @@ __all__ = [
     "room",
     "scope_reports",
     "set_aside",
+    "still_pending",
     "undelivered",
 ]

@@ -14,9 +14,9 @@ from worker.buckets import Batch, StoredBucket
 from worker.ledger.packing import SERIES_ID_TYPE, is_intact
 from worker.ledger.session import Session
 
-# How many windows of one scope follow each other in the queue of a destination that takes them in any order. With tens of
-# samples of a series in a row a receiver is several times as fast as with one. 32 one-minute windows stay within the hour
-# below its newest sample that Prometheus files in order, at a quarter of the cost of what it files out of order.
+# How many windows of one scope follow each other in the queue of a destination that takes them in any order. With tens
+# of samples of a series in a row a receiver is several times as fast as with one. 32 one-minute windows stay within the
+# hour below its newest sample that Prometheus files in order, at a quarter of the cost of what it files out of order.
 _SEGMENT_WINDOWS = 32
 
 # The receiver's own words, for a person; a page of them is not more helpful.
@@ -154,14 +154,24 @@ def next_pending(
     return Pending(Batch(tuple(buckets), series), place, tuple(damaged))
 
 
+def still_pending(session: Session, destination: str, bucket_ids: Sequence[int]) -> bool:
+    """Whether all of these buckets wait to be delivered: none was given up, or decided on, meanwhile."""
+    waiting = session.number(
+        "count_pending", destination_id=_destination_number(session, destination), bucket_ids=_json(bucket_ids)
+    )
+    return waiting == len(set(bucket_ids))
+
+
 def acknowledge(session: Session, destination: str, bucket_ids: Sequence[int], now: float) -> None:
     """The receiver answered 2xx to a request that held all samples of these buckets."""
-    session.change(
-        "acknowledge",
-        destination_id=_destination_number(session, destination),
-        bucket_ids=_json(bucket_ids),
-        now=int(now),
-    )
+    number = _destination_number(session, destination)
+    session.change("acknowledge", destination_id=number, bucket_ids=_json(bucket_ids), now=int(now))
+    session.change("destination_succeeded", destination_id=number, now=int(now))
+
+
+def note_failure(session: Session, destination: str, reason: str, now: float) -> None:
+    """Keep what a destination, or the way to it, answered instead of taking a request; the newest replaces the rest."""
+    session.change("destination_failed", name=destination, reason=reason[:_MAX_REASON_CHARACTERS], now=int(now))
 
 
 def refuse(
@@ -178,7 +188,10 @@ def set_aside(session: Session, destination: str, bucket_ids: Sequence[int], now
 
 
 def expire(session: Session, *, ended_before: float, now: float) -> int:
-    """Give up what is pending since before the replay bound, unless a repair asked for it; return how many."""
+    """Give up what is pending since before the replay bound; return how many.
+
+    What a repair asked for has as long from then on as a window has from its end.
+    """
     return session.change(
         "expire",
         ended_before=int(ended_before),

@@ -36,6 +36,8 @@ _PRAGMAS = MappingProxyType(
         "wal_autocheckpoint": 256,
         "journal_size_limit": 8 * 1024 * 1024,
         "mmap_size": 0,
+        # In memory: a read-only root file system has no place for temporary files.
+        "temp_store": 2,
         # In KiB when negative: 16 MiB hold the upper levels of every index of a ledger of 10 GiB.
         "cache_size": -16 * 1024,
     }

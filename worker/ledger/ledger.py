@@ -34,6 +34,8 @@ class Ledger:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._listeners: set[asyncio.Event] = set()
         self._closed = False
+        opened = path.stat()
+        self._identity = (opened.st_dev, opened.st_ino)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -76,6 +78,14 @@ class Ledger:
         """Wake everybody who listens."""
         for event in self._listeners:
             event.set()
+
+    def is_in_place(self) -> bool:
+        """Whether the file at the ledger's path is still the one that is open."""
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == self._identity
 
     def log_bytes(self) -> int:
         """The size of the write-ahead log, which is not yet part of the database file."""

@@ -150,6 +150,20 @@ WHERE queued.destination_id = (SELECT id FROM destination WHERE name = :destinat
     AND delivery.state NOT IN ('acknowledged', 'refused', 'expired', 'damaged')
 ORDER BY queued.segment, queued.scope_id, queued.start, queued.bucket_id
 
+-- name: destination_succeeded
+UPDATE destination SET last_success_at = :now WHERE id = :destination_id
+
+-- name: destination_failed
+UPDATE destination SET last_failure_at = :now, last_failure = :reason WHERE name = :name
+
+-- name: destination_reports
+SELECT name, last_success_at, last_failure_at, last_failure FROM destination WHERE gone_at IS NULL ORDER BY name
+
+-- name: count_pending
+SELECT count(*) FROM delivery
+WHERE destination_id = :destination_id AND state = 'pending'
+    AND bucket_id IN (SELECT value FROM json_each(:bucket_ids))
+
 -- name: acknowledge
 UPDATE delivery SET state = 'acknowledged', decided_at = :now, status = NULL, reason = NULL
 WHERE destination_id = :destination_id AND bucket_id IN (SELECT value FROM json_each(:bucket_ids))
@@ -161,8 +175,9 @@ WHERE destination_id = :destination_id AND bucket_id IN (SELECT value FROM json_
 
 -- name: expire
 UPDATE delivery SET state = 'expired', decided_at = :now, reason = :reason
-WHERE destination_id IN (SELECT id FROM destination) AND state = 'pending'
-    AND segment < :ended_before AND window_end < :ended_before AND job_id IS NULL
+WHERE destination_id IN (SELECT id FROM destination WHERE gone_at IS NULL) AND state = 'pending'
+    AND segment < :ended_before AND window_end < :ended_before
+    AND (job_id IS NULL OR (SELECT asked_at FROM job WHERE job.id = delivery.job_id) < :ended_before)
 
 -- name: prune_buckets
 DELETE FROM bucket WHERE id IN (
@@ -273,7 +288,8 @@ WITH reach AS (
         expectation.dataset_id, expectation.scope_id, expectation.width_seconds,
         -- A window belongs to the stretch while its end lies inside it.
         max(expectation.from_start, :since / expectation.width_seconds * expectation.width_seconds) AS first_start,
-        min(:final_until, coalesce(scope.gone_at, :final_until), coalesce(expectation.until, :final_until))
+        -- Of a scope that has gone, the windows that were not final then are not expected any more.
+        min(:final_until, coalesce(scope.gone_at - :delay_seconds, :final_until), coalesce(expectation.until, :final_until))
             / expectation.width_seconds * expectation.width_seconds AS after_last
     FROM expectation JOIN scope ON scope.id = expectation.scope_id
 )
@@ -286,7 +302,7 @@ SELECT
             AND bucket.width_seconds = reach.width_seconds
             AND bucket.start >= reach.first_start AND bucket.start < reach.after_last
     ),
-    (
+    CASE WHEN :with_deliveries THEN (
         SELECT count(*) FROM bucket
         WHERE bucket.dataset_id = reach.dataset_id AND bucket.scope_id = reach.scope_id
             AND bucket.width_seconds = reach.width_seconds
@@ -297,11 +313,17 @@ SELECT
                 WHERE destination.gone_at IS NULL AND delivery.state IS NOT 'acknowledged'
                     AND length(bucket.sample_values) > 0
             )
-    ),
+    ) END,
     (
         SELECT max(bucket.start) + reach.width_seconds FROM bucket
         WHERE bucket.dataset_id = reach.dataset_id AND bucket.scope_id = reach.scope_id
             AND bucket.width_seconds = reach.width_seconds
+    ),
+    (
+        SELECT count(*) FROM hole
+        WHERE hole.dataset_id = reach.dataset_id AND hole.scope_id = reach.scope_id
+            AND hole.width_seconds = reach.width_seconds
+            AND hole.start >= reach.first_start AND hole.start < reach.after_last
     ),
     (
         SELECT hole.reason FROM hole

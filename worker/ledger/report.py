@@ -19,6 +19,16 @@ class Backlog:
 
 
 @dataclass(frozen=True, slots=True)
+class DestinationReport:
+    """When a configured destination last took something, and what it last failed with; unix seconds, None for never."""
+
+    name: str
+    last_success_at: int | None
+    last_failure_at: int | None
+    last_failure: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class DeliveryCount:
     """How many buckets of a destination are in one state; `gone`: the configuration does not name it any more."""
 
@@ -34,9 +44,11 @@ class ScopeReport:
 
     expected:     windows that were final in that stretch.
     captured:     of those, how many have a bucket.
-    acknowledged: of those, how many every configured destination has acknowledged.
+    acknowledged: of those, how many every configured destination has acknowledged; None where that was not asked for.
     newest_end:   end of the newest captured window, None without any.
-    reason:       why the newest hole is one; None without holes.
+    holes:        windows in that stretch that were asked for and have no bucket.
+    reason:       why the newest of them has none; None without holes.
+    detail:       what Cloudflare said to it.
     """
 
     dataset: str
@@ -47,8 +59,9 @@ class ScopeReport:
     gone: bool
     expected: int
     captured: int
-    acknowledged: int
+    acknowledged: int | None
     newest_end: int | None
+    holes: int
     reason: str | None
     detail: str | None
 
@@ -75,6 +88,11 @@ def backlogs(session: Session) -> tuple[Backlog, ...]:
     return tuple(Backlog(*row) for row in session.rows("backlogs"))
 
 
+def destination_reports(session: Session) -> tuple[DestinationReport, ...]:
+    """How every configured destination last answered, by name."""
+    return tuple(DestinationReport(*row) for row in session.rows("destination_reports"))
+
+
 def delivery_counts(session: Session) -> tuple[DeliveryCount, ...]:
     """How many buckets are in which state at which destination."""
     return tuple(
@@ -88,12 +106,23 @@ def undelivered(session: Session) -> tuple[Undelivered, ...]:
     return tuple(Undelivered(*row) for row in session.rows("undelivered"))
 
 
-def scope_reports(session: Session, *, since: float, final_until: float) -> tuple[ScopeReport, ...]:
-    """Every dataset of every scope over the windows that ended after `since` and by `final_until`."""
+def scope_reports(
+    session: Session, *, since: float, final_until: float, delay_seconds: float = 0.0, with_deliveries: bool = False
+) -> tuple[ScopeReport, ...]:
+    """Every dataset of every scope over the windows that ended after `since` and by `final_until`.
+
+    delay_seconds:   how long after its end a window is final, for scopes that have gone: what was not final then is
+                     not expected of them.
+    with_deliveries: look at every bucket's deliveries, too: for a fleet with minute windows that takes seconds.
+    """
     return tuple(
         ScopeReport(dataset, tag, name, account, width, bool(gone), *rest)
         for dataset, tag, name, account, width, gone, *rest in session.rows(
-            "scope_reports", since=int(since), final_until=int(final_until)
+            "scope_reports",
+            since=int(since),
+            final_until=int(final_until),
+            delay_seconds=int(delay_seconds),
+            with_deliveries=int(with_deliveries),
         )
     )
 

@@ -43,7 +43,7 @@ CREATE TABLE series (
 
 -- One captured bucket. Never changed; deleted only by retention, after every destination has decided on it.
 CREATE TABLE bucket (
-    id            INTEGER PRIMARY KEY,
+    id            INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice: an answer may come after its bucket is gone
     dataset_id    INTEGER NOT NULL REFERENCES dataset (id),
     scope_id      INTEGER NOT NULL REFERENCES scope (id),
     width_seconds INTEGER NOT NULL,
@@ -62,7 +62,10 @@ CREATE TABLE destination (
     id              INTEGER PRIMARY KEY,
     name            TEXT NOT NULL UNIQUE,
     segment_windows INTEGER NOT NULL,  -- windows in a segment of its queue (see delivery_queue); 1 if it is strict
-    gone_at         INTEGER  -- set when the configuration does not name it any more; its rows are then nobody's duty
+    gone_at         INTEGER,  -- set when the configuration does not name it any more; its rows are then nobody's duty
+    last_success_at INTEGER,  -- when it last acknowledged something
+    last_failure_at INTEGER,
+    last_failure    TEXT      -- what it, or the way to it, said then; bounded text
 ) STRICT;
 
 -- What became of one bucket at one destination. The state is a word and not a number, so that no single

@@ -4,8 +4,9 @@ The only place that takes a destination's secrets out of their wrapping. Nothing
 """
 
 import base64
+import json
 from collections.abc import Generator, Iterator
-from urllib.parse import unquote_plus, urlsplit
+from urllib.parse import quote, quote_plus, unquote_plus, urlsplit
 
 import httpx
 from pydantic import SecretStr
@@ -41,13 +42,19 @@ class SecretMask:
 
     def __init__(self, settings: DestinationSettings) -> None:
         # The longest first: one may be a part of another.
-        self._secrets = sorted({secret.encode() for secret in secrets_of(settings) if secret}, key=len, reverse=True)
+        spellings = {spelling for secret in secrets_of(settings) if secret for spelling in _spellings(secret)}
+        self._secrets = sorted((spelling.encode() for spelling in spellings), key=len, reverse=True)
 
     def __call__(self, text: bytes) -> bytes:
         """The text with every secret replaced by as many stars, so that what follows stays in its place."""
         for secret in self._secrets:
             text = text.replace(secret, b"*" * len(secret))
         return text
+
+
+def _spellings(secret: str) -> tuple[str, ...]:
+    """A secret as it is, and as JSON and URLs may write it."""
+    return (secret, json.dumps(secret)[1:-1], quote(secret, safe=""), quote_plus(secret))
 
 
 def secrets_of(settings: DestinationSettings) -> Iterator[str]:

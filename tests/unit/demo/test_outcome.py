@@ -37,6 +37,7 @@ def report(fleet: Fleet, place: int, **changes: int) -> ScopeReport:
         captured=changes.get("captured", 10),
         acknowledged=changes.get("acknowledged", 10),
         newest_end=None,
+        holes=0,
         reason=None,
         detail=None,
     )

@@ -132,7 +132,7 @@ async def test_a_bucket_without_samples_is_captured_and_never_queued(ledger: Led
 
     assert captured == Captured(buckets=1, samples=0, unchanged=0, drifted=0)
     assert await ledger.read(delivery_counts) == ()
-    (report, *_) = await ledger.read(scope_reports, since=T0, final_until=T0 + HOUR)
+    (report, *_) = await ledger.read(scope_reports, since=T0, final_until=T0 + HOUR, with_deliveries=True)
     assert (report.captured, report.acknowledged, report.missing) == (1, 1, 0)
 
 
@@ -193,7 +193,7 @@ async def test_a_captured_window_does_not_become_a_hole(ledger: Ledger) -> None:
 async def test_the_text_of_a_hole_is_bounded(ledger: Ledger) -> None:
     await ledger.write(record_holes, [hole(1, 0, detail="x" * 100_000)], NOW)
 
-    (report, *_) = await ledger.read(scope_reports, since=T0, final_until=T0 + HOUR)
+    (report, *_) = await ledger.read(scope_reports, since=T0, final_until=T0 + HOUR, with_deliveries=True)
     assert report.detail == "x" * 500
 
 

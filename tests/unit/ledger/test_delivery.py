@@ -19,17 +19,22 @@ from tests.unit.ledger.fleet import (
     zones_and_hours,
 )
 from worker.ledger import (
+    Lane,
     Ledger,
+    Position,
     acknowledge,
     backlogs,
     capture,
+    delivery,
     delivery_counts,
     expire,
     next_pending,
+    prune,
     record_scopes,
     refuse,
     register_destinations,
     set_aside,
+    still_pending,
     undelivered,
 )
 from worker.ledger.session import Session
@@ -57,10 +62,10 @@ async def test_a_zone_is_sent_oldest_first_however_it_was_captured(ledger: Ledge
     assert await queue(ledger) == [(1, 0), (1, 3), (1, 4), (1, 5)]
 
 
-async def test_windows_of_a_zone_follow_each_other_in_runs_of_64_for_a_receiver_that_takes_any_order(
-    ledger: Ledger,
-) -> None:
-    await ledger.write(capture, buckets([1, 2], range(130), samples=1), NOW)
+async def test_windows_of_a_zone_follow_each_other_in_runs_for_a_receiver_that_takes_any_order(ledger: Ledger) -> None:
+    run = delivery._SEGMENT_WINDOWS
+    hours = range(2 * run + 2)
+    await ledger.write(capture, buckets([1, 2], hours, samples=1), NOW)
 
     found = await queue(ledger)
 
@@ -68,9 +73,9 @@ async def test_windows_of_a_zone_follow_each_other_in_runs_of_64_for_a_receiver_
     for before, after in itertools.pairwise(found):
         if after != (before[0], before[1] + 1):
             runs.append(after)
-    # Runs end where the start is a multiple of 64 hours; T0 lies somewhere inside the first.
-    first = 64 - T0 // HOUR % 64
-    edges = [0, *range(first, 130, 64)]
+    # Runs end where the start is a multiple of their length; T0 lies somewhere inside the first.
+    edges = [0, *(hour for hour in hours if hour and (T0 // HOUR + hour) % run == 0)]
+    assert len(edges) >= 3
     assert runs == [(zone, edge) for edge in edges for zone in (1, 2)]
 
 
@@ -138,6 +143,27 @@ async def test_only_the_series_of_a_page_come_with_it(ledger: Ledger) -> None:
 
     assert [len(page.batch.series) for page in pages] == [2, 3]
     assert all(untrue_samples(page.batch) == [] for page in pages)
+
+
+async def test_lanes_share_a_queue_and_keep_each_zone_whole(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1, 2, 3], range(5), samples=1), NOW)
+
+    lanes: list[list[tuple[int, int]]] = []
+    for number in range(2):
+        lane = Lane(number, 2)
+        handed_out: list[tuple[int, int]] = []
+        position: Position | None = None
+        while page := await ledger.read(
+            next_pending, "prom", after=position, max_samples=2, one_window_per_series=False, lane=lane
+        ):
+            handed_out += zones_and_hours(page)
+            position = page.position
+        lanes.append(handed_out)
+
+    assert lanes == [
+        [(2, hour) for hour in range(5)],
+        [(zone, hour) for zone in (1, 3) for hour in range(5)],
+    ]
 
 
 async def test_nothing_is_pending_at_a_destination_that_nobody_knows(ledger: Ledger) -> None:
@@ -255,6 +281,40 @@ async def test_what_cannot_be_delivered_within_the_replay_bound_is_given_up(ledg
     assert (report.state, report.buckets, report.newest_at) == ("expired", 2, int(NOW))
     assert "CF_REPLAY_HOURS" in report.reason
     assert await ledger.write(expire, ended_before=T0 + 2 * HOUR, now=NOW) == 0
+
+
+async def test_what_waits_for_a_destination_that_is_gone_is_not_given_up(ledger: Ledger) -> None:
+    await ledger.write(capture, [bucket(1, 0)], NOW)
+    await ledger.write(register_destinations, {"mimir": False}, replay_since=NOW, now=NOW)
+
+    assert await ledger.write(expire, ended_before=NOW, now=NOW) == 0
+
+
+async def test_buckets_are_still_pending_until_one_of_them_is_decided(ledger: Ledger) -> None:
+    await ledger.write(register_destinations, {"prom": False, "mimir": False}, replay_since=0, now=NOW)
+    await ledger.write(capture, buckets([1], [0, 1, 2]), NOW)
+    ids = await pending_ids(ledger)
+    assert await ledger.read(still_pending, "prom", ids)
+    assert await ledger.read(still_pending, "prom", [*ids, *ids])
+
+    await ledger.write(acknowledge, "prom", ids[:1], NOW)
+
+    assert not await ledger.read(still_pending, "prom", ids)
+    assert await ledger.read(still_pending, "prom", ids[1:])
+    assert await ledger.read(still_pending, "mimir", ids)
+    assert not await ledger.read(still_pending, "prom", [4711])
+
+
+async def test_an_answer_that_comes_after_its_bucket_was_deleted_is_not_taken_for_another_one(ledger: Ledger) -> None:
+    await ledger.write(capture, [bucket(1, 0)], NOW)
+    late = await pending_ids(ledger)
+    await ledger.write(expire, ended_before=NOW, now=NOW)
+    await ledger.write(prune, ended_before=NOW)
+    await ledger.write(capture, [bucket(1, 1)], NOW)
+
+    await ledger.write(acknowledge, "prom", late, NOW)
+
+    assert await queue(ledger) == [(1, 1)]
 
 
 async def test_what_was_decided_is_not_given_up(ledger: Ledger) -> None:

@@ -41,10 +41,13 @@ from worker.ledger import (
     scope_reports,
     set_aside,
 )
+from worker.ledger import delivery as delivery_verbs
 from worker.ledger.session import Session
 
 ZONES = (1, 2)
-HOURS = (0, 1, 2, 47, 48, 49)  # segments of 64 hours meet before hour 48
+SEGMENT = delivery_verbs._SEGMENT_WINDOWS
+EDGE = SEGMENT - T0 // HOUR % SEGMENT  # the first hour of a segment
+HOURS = (EDGE - 3, EDGE - 2, EDGE - 1, EDGE, EDGE + 1, EDGE + SEGMENT)
 SPAN = HOURS[-1] + 1
 DESTINATIONS = ("prom", "mimir")
 
@@ -76,7 +79,7 @@ class Model:
         def place(key: Key) -> tuple[int, int, int]:
             zone, hour = key
             start = T0 // HOUR + hour
-            return (start if strict else start - start % 64, zone, hour)
+            return (start if strict else start - start % SEGMENT, zone, hour)
 
         pending = [key for key, found in self.deliveries[destination].items() if found.state == "pending"]
         return sorted(pending, key=place)
@@ -222,8 +225,8 @@ class Verbs(RuleBasedStateMachine):
         bound = int(T0 + hours * HOUR)
         given_up = [
             delivery
-            for deliveries in self.model.deliveries.values()
-            for key, delivery in deliveries.items()
+            for name in self.model.strict
+            for key, delivery in self.model.deliveries[name].items()
             if delivery.state == "pending" and not delivery.repaired and T0 + (key[1] + 1) * HOUR < bound
         ]
         for delivery in given_up:
@@ -345,7 +348,7 @@ class Verbs(RuleBasedStateMachine):
             assert backlog.oldest_end == min((T0 + (hour + 1) * HOUR for _, hour in keys), default=None)
         assert sum(self.read(hole_counts, since=0).values()) == len(model.holes)
         assert sum(self.read(drifted_buckets).values()) == len(model.drifted)
-        for report in self.read(scope_reports, since=T0, final_until=T0 + SPAN * HOUR):
+        for report in self.read(scope_reports, since=T0, final_until=T0 + SPAN * HOUR, with_deliveries=True):
             of_zone = [key for key in model.captured if tag(key[0]) == report.tag]
             assert report.captured == len(of_zone)
             assert report.missing == SPAN - len(of_zone)

@@ -1,3 +1,5 @@
+import pytest
+
 from tests.unit.ledger.fleet import (
     DATASET,
     HOUR,
@@ -11,6 +13,7 @@ from tests.unit.ledger.fleet import (
     scope,
     tag,
 )
+from worker.errors import LedgerDamagedError
 from worker.ledger import (
     Ledger,
     Resend,
@@ -229,6 +232,16 @@ async def test_a_resend_of_nothing_is_done(ledger: Ledger) -> None:
 
     assert done is not None
     assert (done.state, done.queued) == ("done", ())
+
+
+async def test_a_repair_whose_record_is_damaged_is_told(ledger: Ledger) -> None:
+    number = await ask(ledger)
+    await ledger.write(
+        lambda session: session._connection.execute("UPDATE job SET arguments = replace(arguments, ':', ';')")
+    )
+
+    with pytest.raises(LedgerDamagedError, match=f"repair {number}"):
+        await ledger.write(carry_out_next, NOW)
 
 
 async def test_a_bucket_without_samples_is_not_sent_again(ledger: Ledger) -> None:

@@ -37,7 +37,7 @@ from worker.ledger import (
 
 
 async def report(ledger: Ledger, zone: int = 1, *, hours: float = 24, since: float = T0) -> ScopeReport:
-    reports = await ledger.read(scope_reports, since=since, final_until=T0 + hours * HOUR)
+    reports = await ledger.read(scope_reports, since=since, final_until=T0 + hours * HOUR, with_deliveries=True)
     (found,) = (each for each in reports if each.tag == tag(zone))
     return found
 
@@ -60,6 +60,7 @@ async def test_a_new_ledger_has_nothing_to_report(ledger: Ledger) -> None:
         captured=0,
         acknowledged=0,
         newest_end=None,
+        holes=0,
         reason=None,
         detail=None,
     )
@@ -128,6 +129,14 @@ async def test_a_window_counts_as_acknowledged_when_every_configured_destination
     assert (await report(ledger)).acknowledged == 2
 
 
+async def test_deliveries_are_looked_at_only_on_request(ledger: Ledger) -> None:
+    await ledger.write(capture, [bucket(1, 0)], NOW)
+
+    (found, *_) = await ledger.read(scope_reports, since=T0, final_until=T0 + HOUR)
+
+    assert (found.captured, found.acknowledged) == (1, None)
+
+
 async def test_a_window_that_a_new_destination_was_never_to_get_is_not_acknowledged(ledger: Ledger) -> None:
     await ledger.write(capture, [bucket(1, 0)], NOW)
     await acknowledge_all(ledger)
@@ -168,6 +177,16 @@ async def test_a_zone_that_is_gone_is_expected_until_it_disappeared(ledger: Ledg
     await ledger.write(record_scopes, [scope(1), scope(2), scope(3)], T0 + 9 * HOUR)
     found = await report(ledger)
     assert (found.gone, found.expected, found.missing) == (False, 24, 22)
+
+
+async def test_a_window_that_was_not_final_when_its_zone_disappeared_is_not_expected(ledger: Ledger) -> None:
+    await ledger.write(record_scopes, [scope(2), scope(3)], T0 + 3 * HOUR + 599)
+
+    for delay_seconds, expected in ((0, 3), (599, 3), (600, 2)):
+        (found, *_) = await ledger.read(
+            scope_reports, since=T0, final_until=T0 + 24 * HOUR, delay_seconds=delay_seconds
+        )
+        assert found.expected == expected
 
 
 async def test_a_window_captured_after_its_zone_disappeared_does_not_make_less_missing(ledger: Ledger) -> None:
@@ -212,8 +231,10 @@ async def test_the_newest_hole_says_why_windows_are_missing(ledger: Ledger) -> N
     await ledger.write(record_holes, holes, NOW)
 
     found = await report(ledger)
+    assert (found.holes, found.reason, found.detail) == (3, "denied", "hour 7")
 
-    assert (found.reason, found.detail) == ("denied", "hour 7")
+    found = await report(ledger, since=T0 + 3 * HOUR, hours=7)
+    assert (found.holes, found.missing) == (1, 4)
 
 
 async def test_holes_are_counted_over_the_windows_that_are_expected(ledger: Ledger) -> None:

@@ -24,6 +24,7 @@ from worker.cloudflare import (
     WINDOWS_PER_QUERY,
     ZONES_PER_QUERY,
     Answered,
+    Api,
     ApiFailure,
     CloudflareApi,
     Dataset,
@@ -48,6 +49,8 @@ from worker.ledger import (
     Ledger,
     Scope,
     capture,
+    log_requests,
+    logged_requests,
     outstanding_windows,
     present_scopes,
     record_holes,
@@ -292,6 +295,7 @@ class Collector:
         answers = _oldest_first(
             await self._api.fetch(worklist.dataset, worklist.width_seconds, query.zones, query.starts)
         )
+        await self._log_requests()
         if not self._is_final(query):
             # The clock was set while nobody asked, and only the answer's date shows it: the next look begins anew.
             return False
@@ -318,6 +322,20 @@ class Collector:
         if holes:
             await self._ledger.write(record_holes, holes, now)
         return not all(_is_no_answer(answer) for answer in answers)
+
+    async def _log_requests(self) -> None:
+        """Keep what was sent, for the process that comes after this one, however this one ends."""
+        now = self._clock.now()
+        quota = self._api.quota
+        ended_at = {str(api): [now - seconds for seconds in quota.recent_seconds_ago(api)] for api in Api}
+        await self._ledger.write(log_requests, ended_at)
+
+    async def _recall_requests(self) -> None:
+        """Count what the process before this one sent, and what it may have had under way when it ended."""
+        now = self._clock.now()
+        for api, ended_at in (await self._ledger.read(logged_requests)).items():
+            self._api.quota.remember(Api(api), [now - moment for moment in ended_at])
+            self._api.quota.remember(Api(api), [0.0] * _QUERIES_AT_ONCE)
 
     def _is_final(self, query: _Query) -> bool:
         """Whether the windows asked for were final, by the clock as it is known now that Cloudflare has answered."""
@@ -463,6 +481,7 @@ class Collector:
             if monotonic - self._listing_tried_at < self._settings.collection_interval_seconds:
                 return False
         else:
+            await self._recall_requests()
             await self._recall_zones()
         self._listing_tried_at = monotonic
         await self._verify_token()

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -18,11 +19,13 @@ from tests.clocks import JumpingClock
 from worker.buckets import final_window_starts
 from worker.cloudflare import (
     Answered,
+    Api,
     ApiFailure,
     CloudflareApi,
     Dataset,
     ErrorKind,
     Failed,
+    Quota,
     Samples,
     TokenAccepted,
     TokenCheck,
@@ -33,6 +36,7 @@ from worker.cloudflare import (
     ZoneAnswer,
     ZoneList,
 )
+from worker.cloudflare.quota import Lease
 from worker.collect import LOOP, ZONES_REFRESH_SECONDS, Collector
 from worker.config import CloudflareSettings
 from worker.errors import LedgerFullError
@@ -107,6 +111,10 @@ class FakeCloudflare:
     asked: list[Asked] = field(default_factory=list)
     listed: int = 0
     before_answer: Callable[[], Any] = lambda: asyncio.sleep(0)
+
+    @cached_property
+    def quota(self) -> Quota:
+        return Quota(self.clock)
 
     @property
     def ahead_seconds(self) -> float | None:
@@ -264,9 +272,11 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def sees(condition: Callable[[], bool]) -> None:
-    """Wait until something is so; the time limit of the test is the bound."""
-    while not condition():  # noqa: ASYNC110 - there is no event for what happens in the ledger's thread
+async def sees(condition: Callable[[], bool], *running: "asyncio.Task[None]") -> None:
+    """Wait until something is so, as long as these run; the time limit of the test is the bound."""
+    while not condition():
+        for task in running:
+            assert not task.done(), task
         await asyncio.sleep(0)
 
 
@@ -959,7 +969,7 @@ async def test_a_pass_that_is_cut_off_anywhere_loses_nothing(moment: int, scene:
 async def test_passes_follow_each_other_at_the_interval_until_the_worker_stops(tmp_path: Path) -> None:
     async with a_scene(tmp_path, collection_interval_seconds=30) as scene:
         running = asyncio.create_task(scene.collector.run(scene.stopping))
-        await sees(lambda: len(scene.clock.slept) > 3)
+        await sees(lambda: len(scene.clock.slept) > 3, running)
         scene.stopping.set()
         await running
         assert set(scene.clock.slept) == {30}
@@ -1033,3 +1043,21 @@ async def test_no_log_line_names_the_token(scene: Scene, capsys: pytest.CaptureF
     await scene.collect()
     printed = capsys.readouterr()
     assert TOKEN not in printed.out + printed.err
+
+
+async def test_the_queries_of_the_process_before_count_after_a_restart(scene: Scene) -> None:
+    async def take_a_place() -> None:
+        granted = await scene.api.quota.acquire(Api.GRAPHQL)
+        assert isinstance(granted, Lease)
+        with granted:
+            pass
+
+    scene.api.before_answer = take_a_place
+    await scene.collect()
+    sent = len(scene.api.asked)
+    del scene.api.quota
+
+    await scene.restarted().collect()
+    # Four more: as many may have been under way when the process ended.
+    assert scene.api.quota.remaining(Api.GRAPHQL) == 300 - sent - 4
+    assert scene.api.quota.remaining(Api.REST) == 1200 - sent - 4

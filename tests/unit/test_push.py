@@ -200,9 +200,11 @@ async def manual(tmp_path: Path) -> AsyncIterator[Scene]:
         yield made
 
 
-async def sees(condition: Callable[[], bool]) -> None:
-    """Wait until something is so; the time limit of the test is the bound."""
-    while not condition():  # noqa: ASYNC110 - there is no event for what happens in the ledger's thread
+async def sees(condition: Callable[[], bool], *running: "asyncio.Task[None]") -> None:
+    """Wait until something is so, as long as these run; the time limit of the test is the bound."""
+    while not condition():
+        for task in running:
+            assert not task.done(), task
         await asyncio.sleep(0)
 
 
@@ -377,7 +379,7 @@ async def test_one_destination_that_is_down_does_not_hold_up_another(manual: Sce
     down = manual.pusher(name="other")
     manual.receiver.answer = lambda _sent: DOWN
     failing = asyncio.create_task(down.run(manual.stopping))
-    await sees(lambda: len(manual.clock.slept) == 4)
+    await sees(lambda: len(manual.clock.slept) == 4, failing)
     manual.receiver.answer = lambda _sent: ACCEPTED
     await manual.pusher().drain(manual.stopping)
     assert set((await manual.states()).values()) == {"acknowledged"}
@@ -390,9 +392,9 @@ async def test_a_lane_that_waits_out_an_outage_does_not_hold_up_the_new_work_of_
     await manual.captured([1], [0])
     manual.receiver.answer = about([(1, 0)], DOWN)
     running = asyncio.create_task(manual.pusher().run(manual.stopping))
-    await sees(lambda: len(manual.receiver.sent) == 1)
+    await sees(lambda: len(manual.receiver.sent) == 1, running)
     await manual.captured([2, 5], [1])
-    await sees(lambda: len(manual.receiver.sent) == 2)
+    await sees(lambda: len(manual.receiver.sent) == 2, running)
     assert manual.receiver.sent[1].content == ((2, 1),), "what is behind the request that waits goes on waiting"
     assert manual.clock.now() == NOW
     manual.stopping.set()
@@ -460,7 +462,7 @@ async def test_a_stop_during_a_wait_ends_it_at_once_and_leaves_everything_pendin
     await manual.captured([1], range(20))
     manual.receiver.answer = lambda _sent: DOWN
     running = asyncio.create_task(manual.pusher(max_samples_per_send=30).run(manual.stopping))
-    await sees(lambda: any(wait < IDLE_SECONDS for wait in manual.clock.slept))
+    await sees(lambda: any(wait < IDLE_SECONDS for wait in manual.clock.slept), running)
     manual.stopping.set()
     await running
     assert manual.clock.now() == NOW
@@ -482,7 +484,7 @@ async def test_a_request_under_way_when_the_worker_stops_is_finished_and_recorde
 
     manual.receiver.answer = slowly
     running = asyncio.create_task(manual.pusher(max_samples_per_send=30).run(manual.stopping))
-    await sees(lambda: len(manual.receiver.sent) == 1)
+    await sees(lambda: len(manual.receiver.sent) == 1, running)
     manual.stopping.set()
     answered.set()
     await running
@@ -515,7 +517,7 @@ async def test_a_delivery_that_is_cut_off_leaves_its_buckets_pending(manual: Sce
 
     manual.receiver.answer = never
     running = asyncio.create_task(manual.pusher().run(manual.stopping))
-    await sees(lambda: len(manual.receiver.sent) == 1)
+    await sees(lambda: len(manual.receiver.sent) == 1, running)
     running.cancel()
     await asyncio.wait([running])
     assert running.cancelled()
@@ -570,10 +572,10 @@ def full_for(times: int, verb: Any, scene: Scene, monkeypatch: pytest.MonkeyPatc
 
 async def test_new_work_is_taken_up_when_it_is_announced(manual: Scene) -> None:
     running = asyncio.create_task(manual.pusher().run(manual.stopping))
-    await sees(lambda: len(manual.clock.slept) == 4)
+    await sees(lambda: len(manual.clock.slept) == 4, running)
     assert manual.receiver.sent == []
     await manual.captured([1], [0])
-    await sees(lambda: len(manual.receiver.sent) == 1)
+    await sees(lambda: len(manual.receiver.sent) == 1, running)
     assert manual.clock.now() == NOW
     manual.stopping.set()
     await running
@@ -581,17 +583,17 @@ async def test_new_work_is_taken_up_when_it_is_announced(manual: Scene) -> None:
 
 async def test_work_that_nobody_announced_is_found_all_the_same(manual: Scene) -> None:
     running = asyncio.create_task(manual.pusher().run(manual.stopping))
-    await sees(lambda: len(manual.clock.slept) == 4)
+    await sees(lambda: len(manual.clock.slept) == 4, running)
     await manual.ledger.write(capture, [bucket(1, 0)], NOW)
     await manual.clock.advance(IDLE_SECONDS)
-    await sees(lambda: len(manual.receiver.sent) == 1)
+    await sees(lambda: len(manual.receiver.sent) == 1, running)
     manual.stopping.set()
     await running
 
 
 async def test_a_pusher_without_work_completes_passes_and_looks_no_more_often_than_it_has_to(scene: Scene) -> None:
     running = asyncio.create_task(scene.pusher().run(scene.stopping))
-    await sees(lambda: len(scene.clock.slept) > 8)
+    await sees(lambda: len(scene.clock.slept) > 8, running)
     scene.stopping.set()
     await running
     assert set(scene.clock.slept) == {IDLE_SECONDS}

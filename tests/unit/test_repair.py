@@ -47,8 +47,11 @@ async def ask(ledger: Ledger, first_hour: int, hours: int) -> int:
     return await ledger.write(ask_for_resend, wanted, reason="disk swap", asked_by="ops@bastion", now=NOW)
 
 
-async def sees(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - there is no event for what happens in the ledger's thread
+async def sees(condition: Callable[[], bool], *running: "asyncio.Task[None]") -> None:
+    """Wait until something is so, as long as these run; the time limit of the test is the bound."""
+    while not condition():
+        for task in running:
+            assert not task.done(), task
         await asyncio.sleep(0)
 
 
@@ -91,10 +94,10 @@ async def test_a_repair_that_a_full_volume_did_not_take_waits(
 async def test_a_repair_is_taken_up_within_seconds(repairer: Repairer, ledger: Ledger, clock: JumpingClock) -> None:
     stopping = asyncio.Event()
     running = asyncio.create_task(repairer.run(stopping))
-    await sees(lambda: len(clock.slept) > 1)
+    await sees(lambda: len(clock.slept) > 1, running)
     await ask(ledger, 0, 4)
     seen = len(clock.slept)
-    await sees(lambda: len(clock.slept) > seen + 1)
+    await sees(lambda: len(clock.slept) > seen + 1, running)
     assert len(await pending_ids(ledger)) == 4
     stopping.set()
     await running

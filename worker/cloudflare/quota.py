@@ -8,6 +8,7 @@ comes free five minutes after the end. Knows nothing of queries or of HTTP.
 import asyncio
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
@@ -112,6 +113,18 @@ class Quota:
     def paused_seconds(self, api: Api) -> float:
         """How long a pause is still in force; 0 if none is."""
         return max(0.0, self._paused_until[api] - self._clock.monotonic())
+
+    def recent_seconds_ago(self, api: Api) -> list[float]:
+        """How long ago each request ended that counts against this API's limit; 0 for one that is under way."""
+        now = self._clock.monotonic()
+        places = self._places[api][0]
+        places.free(now)
+        return [now - ended for ended in places.ended] + [0.0] * places.under_way
+
+    def remember(self, api: Api, seconds_ago: Iterable[float]) -> None:
+        """Count requests that another process sent with this token, before any of this one."""
+        now = self._clock.monotonic()
+        self._places[api][0].ended.extend(sorted(now - max(0.0, seconds) for seconds in seconds_ago))
 
     def limit(self, api: Api) -> int:
         """How many requests it allows in five minutes."""

@@ -51,6 +51,7 @@ from worker.ledger.report import (
     scope_reports,
     undelivered,
 )
+from worker.ledger.requests import log_requests, logged_requests
 from worker.ledger.retention import Room, prove_writable, prune, room
 from worker.ledger.scopes import Scope, outstanding_windows, present_scopes, record_scopes
 
@@ -85,6 +86,8 @@ __all__ = [
     "hole_counts",
     "job",
     "jobs",
+    "log_requests",
+    "logged_requests",
     "newest_captured",
     "next_pending",
     "note_failure",

@@ -93,6 +93,13 @@ WHERE NOT EXISTS (
 ON CONFLICT DO UPDATE SET
     reason = excluded.reason, detail = excluded.detail, attempts = attempts + 1, attempted_at = excluded.attempted_at
 
+-- name: log_requests
+INSERT INTO request_log (api, ended_at) VALUES (:api, :ended_at)
+ON CONFLICT (api) DO UPDATE SET ended_at = excluded.ended_at
+
+-- name: logged_requests
+SELECT api, ended_at FROM request_log
+
 -- name: record_drift
 INSERT INTO drift (bucket_id, seen_at, samples_differing) VALUES (:bucket_id, :now, :samples_differing)
 ON CONFLICT DO UPDATE SET seen_at = excluded.seen_at, samples_differing = excluded.samples_differing

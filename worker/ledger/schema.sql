@@ -123,6 +123,12 @@ CREATE TABLE hole (
 
 CREATE INDEX hole_by_start ON hole (start);
 
+-- When the requests of the last minutes to Cloudflare ended: what one process sent counts for the next one too.
+CREATE TABLE request_log (
+    api      TEXT PRIMARY KEY,
+    ended_at TEXT NOT NULL  -- JSON, unix seconds of each; replaced after every query
+) STRICT, WITHOUT ROWID;
+
 -- Captured buckets that Cloudflare later answered differently for. The bucket stays as it is; the newest finding is kept.
 CREATE TABLE drift (
     bucket_id         INTEGER PRIMARY KEY REFERENCES bucket (id) ON DELETE CASCADE,

@@ -109,10 +109,12 @@ async def test_series_that_found_no_room_get_their_numbers_anew(volume: Volume) 
         await ledger.write(capture, buckets([1, 2], range(100), samples=200), NOW)
 
     await volume.extend()
-    # In another order: whoever still remembered a number would give these samples the labels of others.
+    # In another order: whoever still remembered a number would write it down for a series that is not in the file.
     await ledger.write(capture, buckets([2, 1], [0], samples=200), NOW)
 
-    pages = await whole_queue(ledger, "prom")
+    reader = Ledger.open_read_only(ledger.path)
+    pages = await whole_queue(reader, "prom")
+    await reader.close()
     assert [sample for page in pages for sample in untrue_samples(page.batch)] == []
     assert [page.damaged for page in pages] == [()]
 

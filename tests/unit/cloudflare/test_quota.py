@@ -178,3 +178,15 @@ async def test_a_pause_that_begins_while_somebody_waits_is_noticed() -> None:
             assert left == pytest.approx(200, abs=0.1)
         case Lease():
             pytest.fail("a request was let through a pause")
+
+
+async def test_what_another_process_sent_counts_until_five_minutes_after_its_end() -> None:
+    clock = ManualClock()
+    quota = Quota(clock, graphql=3)
+    quota.remember(Api.GRAPHQL, [299.0, 10.0, -5.0])
+    assert quota.remaining(Api.GRAPHQL) == 0
+    await clock.advance(2)
+    assert quota.remaining(Api.GRAPHQL) == 1
+    assert quota.recent_seconds_ago(Api.GRAPHQL) == [12.0, 2.0]
+    with await lease(quota, Api.GRAPHQL):
+        assert quota.recent_seconds_ago(Api.GRAPHQL) == [12.0, 2.0, 0.0]

@@ -251,6 +251,7 @@ async def test_a_queue_of_damaged_buckets_only_is_told_as_damaged(ledger: Ledger
         "UPDATE bucket SET checksum = checksum + 1",
         "UPDATE series SET labels = CAST(replace(labels, 'C0', 'C9') AS BLOB)",
         "UPDATE series SET id = id + 100",
+        "UPDATE series SET id = id + 100; UPDATE series SET id = 104 - id",
         "DELETE FROM series",
     ],
 )
@@ -409,8 +410,10 @@ async def test_a_destination_that_comes_back_goes_on_where_it_was_and_gets_what_
 
     await ledger.write(register_destinations, {"prom": False}, replay_since=T0 + 4 * HOUR, now=NOW)
 
-    assert await queue(ledger, "prom") == [(1, 1), (1, 3)]
-    assert await states(ledger, "prom") == {"acknowledged": 1, "pending": 2}
+    await ledger.write(capture, [bucket(1, 4)], NOW)
+
+    assert await queue(ledger, "prom") == [(1, 1), (1, 3), (1, 4)]
+    assert await states(ledger, "prom") == {"acknowledged": 1, "pending": 3}
 
 
 async def test_registering_the_same_destinations_again_changes_nothing(ledger: Ledger) -> None:

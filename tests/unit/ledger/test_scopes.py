@@ -150,6 +150,22 @@ async def test_a_width_that_is_given_up_is_expected_no_further(ledger: Ledger) -
     assert of_zone == [(MINUTE, 8 * 60, 8 * 60), (HOUR, 2, 0)]
 
 
+async def test_a_width_that_was_given_up_long_ago_is_expected_no_further_when_another_one_follows(
+    ledger: Ledger,
+) -> None:
+    await ledger.write(capture, buckets([1], [0, 1]), NOW)
+    for width in (MINUTE, 300):
+        starts = range(T0 + 2 * HOUR, T0 + 3 * HOUR, width)
+        found = await outstanding(ledger, 1, starts)
+        await ledger.write(
+            capture, [each for start in found[:5] for each in capture_run(1, range(start, start + width, width))], NOW
+        )
+
+    reports = await ledger.read(scope_reports, since=T0, final_until=T0 + 3 * HOUR)
+    of_zone = [(report.width_seconds, report.expected, report.missing) for report in reports if report.tag == tag(1)]
+    assert of_zone == [(MINUTE, 5, 0), (300, 11, 6), (HOUR, 2, 0)]
+
+
 async def test_a_width_that_comes_back_is_expected_from_then_on(ledger: Ledger) -> None:
     await ledger.write(capture, buckets([1], [0, 1]), NOW)
     minutes = range(T0 + 2 * HOUR, T0 + 3 * HOUR, MINUTE)

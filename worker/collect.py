@@ -320,6 +320,7 @@ class Collector:
                 case _:
                     assert_never(answer)
         if holes:
+            _tell_failures([answer for answer in answers if isinstance(answer, Failed)], holes)
             await self._ledger.write(record_holes, holes, now)
         return not all(_is_no_answer(answer) for answer in answers)
 
@@ -399,16 +400,6 @@ class Collector:
             of_zone.settle(starts)
         of_zone.is_failing = reason is not HoleReason.EXPIRED
         of_zone.held_until = self._clock.monotonic() + hold_seconds
-        log.warning(
-            "A zone's windows could not be captured",
-            zone=failed.zone.name,
-            dataset=worklist.dataset.name,
-            windows=len(starts),
-            first_window_start=instant(starts[0]),
-            outcome=reason,
-            kind=failure.kind,
-            error=failure.message,
-        )
         return [
             Hole(worklist.dataset.name, failed.zone.tag, Window(start, worklist.width_seconds), reason, failure.message)
             for start in starts
@@ -564,6 +555,28 @@ def _oldest_first(answers: Sequence[ZoneAnswer]) -> list[ZoneAnswer]:
         else:
             kept.append(answer)
     return kept
+
+
+def _tell_failures(failures: Sequence[Failed], holes: Sequence[Hole]) -> None:
+    """One line for all zones that failed for the same reason: in an outage that is all of them."""
+    by_reason: dict[tuple[HoleReason, str], list[Hole]] = {}
+    for hole in holes:
+        by_reason.setdefault((hole.reason, hole.detail), []).append(hole)
+    names = {failed.zone.tag: failed.zone.name for failed in failures}
+    kinds = {failed.failure.message: failed.failure.kind for failed in failures}
+    for (reason, detail), group in by_reason.items():
+        zones = list(dict.fromkeys(names[hole.scope] for hole in group))
+        log.warning(
+            "Windows could not be captured",
+            zones=len(zones),
+            first_zone=zones[0],
+            dataset=group[0].dataset,
+            windows=len(group),
+            first_window_start=instant(min(hole.window.start for hole in group)),
+            outcome=reason,
+            kind=kinds[detail],
+            error=detail,
+        )
 
 
 def _warn_unmatched(unmatched: Sequence[Unmatched]) -> None:

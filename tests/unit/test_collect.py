@@ -108,6 +108,7 @@ class FakeCloudflare:
     samples_per_window: int = 1
     tells_the_time: bool = False
     bad_windows: set[tuple[Zone, int]] = field(default_factory=set)
+    bad_window_kind: ErrorKind = ErrorKind.COST
     asked: list[Asked] = field(default_factory=list)
     listed: int = 0
     before_answer: Callable[[], Any] = lambda: asyncio.sleep(0)
@@ -143,7 +144,7 @@ class FakeCloudflare:
         if fault is None:
             bad = [start for start in starts if (each, start) in self.bad_windows]
             good = {start: self.samples(each, start) for start in starts if start not in bad}
-            failed = [Failed(each, range(start, start + 1), failure(ErrorKind.COST)) for start in bad]
+            failed = [Failed(each, range(start, start + 1), failure(self.bad_window_kind)) for start in bad]
             return [Answered(each, good), *failed] if good else list(failed)
         if fault.kind is ErrorKind.RETENTION and fault.bound_seconds is not None:
             lost = sum(start < self.clock.now() - fault.bound_seconds for start in starts)
@@ -360,6 +361,29 @@ async def test_zones_that_lack_other_windows_are_asked_for_what_they_lack_alone(
     assert await scene.captured() == {each.tag: windows for each in scene.api.zones}
 
 
+@pytest.mark.parametrize("kind", [ErrorKind.SERVER, ErrorKind.NETWORK, ErrorKind.RATE])
+async def test_a_window_does_not_overtake_an_older_one_that_cloudflare_failed_to_answer(
+    kind: ErrorKind, scene: Scene
+) -> None:
+    windows = due(scene)
+    scene.api.bad_windows = {(zone(2), windows[2])}
+    scene.api.bad_window_kind = kind
+    assert not await scene.collect()
+    captured = await scene.captured()
+    assert captured[zone(1).tag] == windows
+    assert captured[zone(2).tag] == windows[:2]
+    scene.api.bad_windows = set()
+    assert await scene.next_pass()
+    assert (await scene.captured())[zone(2).tag] == windows
+
+
+async def test_a_window_that_cannot_be_had_does_not_hold_up_those_behind_it(scene: Scene) -> None:
+    windows = due(scene)
+    scene.api.bad_windows = {(zone(2), windows[2])}
+    assert not await scene.collect()
+    assert (await scene.captured())[zone(2).tag] == [*windows[:2], *windows[3:]]
+
+
 @pytest.mark.parametrize("width", [60, 300, 900, 1800, 3600, 86_400])
 async def test_every_width_is_collected(width: int, tmp_path: Path) -> None:
     async with a_scene(tmp_path, bucket_seconds=width, replay_hours=48) as scene:
@@ -458,6 +482,24 @@ async def test_windows_are_final_by_cloudflare_s_clock_where_this_machine_s_runs
     scene.api.tells_the_time = True
     assert await scene.collect()
     assert scene.api.asked_of(zone(1)) == windows
+
+
+async def test_an_answer_whose_date_shows_that_the_clock_ran_ahead_is_not_taken(scene: Scene) -> None:
+    await scene.collect()
+    windows = due(scene)
+    scene.clock.step(2 * HOUR)
+    scene.clock.set(scene.clock.now() + 60)
+
+    async def tell_the_time() -> None:
+        scene.api.tells_the_time = True
+
+    scene.api.before_answer = tell_the_time
+    assert not await scene.collect()
+    assert (await scene.captured())[zone(1).tag] == windows
+    assert await scene.holes() == {}
+    scene.clock.set(scene.clock.now() + HOUR)
+    assert await scene.collect()
+    assert (await scene.captured())[zone(1).tag] == [*windows, windows[-1] + HOUR]
 
 
 @pytest.mark.parametrize("ahead_seconds", [-DAY, 0, 30])

@@ -25,6 +25,7 @@ from worker.ledger import (
     capture,
     carry_out_next,
     destination_reports,
+    expire,
     record_scopes,
     refuse,
     register_destinations,
@@ -364,6 +365,23 @@ async def test_a_wait_that_the_receiver_asks_for_is_kept_where_it_is_the_longer_
     waits = [later.at - earlier.at for earlier, later in pairwise(scene.receiver.sent)]
     for wait, expected in zip(waits, [120, 20, 30], strict=True):
         assert expected <= wait <= expected * 1.1
+
+
+async def test_what_has_passed_the_replay_bound_while_it_waited_is_given_up_and_the_rest_goes_on(
+    scene: Scene,
+) -> None:
+    await scene.captured([1], range(20))
+
+    async def fail_until_some_are_too_old(sent: Sent) -> Verdict:
+        if sent.attempt == 2:
+            await scene.ledger.write(expire, ended_before=T0 + 5 * HOUR, now=scene.clock.now())
+        return DOWN if len(scene.receiver.sent) <= 3 else ACCEPTED
+
+    scene.receiver.answer = fail_until_some_are_too_old
+    await scene.pusher(max_samples_per_send=30).drain(scene.stopping)
+    states = await scene.states()
+    assert [states[1, hour] for hour in range(20)] == ["expired"] * 4 + ["acknowledged"] * 16
+    assert {hour for _, hour, _ in scene.receiver.accepted} == set(range(4, 20))
 
 
 async def test_a_run_with_a_number_of_attempts_gives_up_and_leaves_everything_pending(scene: Scene) -> None:

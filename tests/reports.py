@@ -32,6 +32,7 @@ SCOPE = ScopeStatus(
     dataset="http_requests",
     scope="0da42c8d2132a9ddaf714f9e7c920711",
     name="example.com",
+    width_seconds=3600,
     newest_window_end=NOW - 900,
     expected=24,
     captured=24,

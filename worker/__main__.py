@@ -1,5 +1,20 @@
-"""`python -m worker` is the same as `cfrw`."""
+"""The command `cfrw`; `python -m worker` is the same.
 
-from worker.cli import main
+Owns only the first half second, in which the command line is imported: Ctrl-C ends it then, too, without a traceback.
+"""
 
-main(prog_name="cfrw")
+import sys
+
+
+def main() -> None:
+    """Run the command of this process's arguments; exit 130, as a shell has it for SIGINT, where Ctrl-C cuts it off."""
+    try:
+        from worker.cli import main as command  # noqa: PLC0415 - importing it is what takes the time
+
+        command(prog_name="cfrw")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

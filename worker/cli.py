@@ -3,7 +3,8 @@
 Owns the names of commands and options, the exit codes, and how results look on a terminal. Decides nothing else.
 
 Exit codes: 0 done; 1 unexpected failure; 2 bad usage or configuration; 3 done, but something is still pending, refused
-or missing; 4 another worker holds the ledger; 5 the ledger is damaged or its volume is unusable.
+or missing; 4 another worker holds the ledger; 5 the ledger is damaged or its volume is unusable. Ctrl-C, where a command
+has nothing to finish, ends it with 130, as shells have it.
 """
 
 import asyncio
@@ -20,8 +21,9 @@ from typing import Any
 
 import click
 import msgspec
+from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from worker import __version__
 from worker.app import Worker, stop_on_signals
@@ -40,13 +42,14 @@ from worker.ledger import (
     resent,
     scope_reports,
 )
-from worker.observe import configure_logging
+from worker.observe import Redactor, configure_logging, get_logger
 from worker.remote_write import secrets_of
 from worker.report import Running, report_status
-from worker.status import StatusReport, worst_first
+from worker.status import DestinationStatus, ScopeStatus, StatusReport, worst_first
 from worker.times import instant, moment, span
 
 EXIT_INCOMPLETE = 3
+EXIT_INTERRUPTED = 130  # 128 and the number of SIGINT
 
 # A header or a parameter of a URL that is shorter than this guards nothing, and without every "1" or "on" the log would
 # be useless.
@@ -58,6 +61,18 @@ _FOLLOW_SECONDS = 0.5
 # More rows than a person reads; --json has all.
 _MOST_SCOPES = 50
 
+# What only a running worker knows: a command that reads its ledger would have to make it up.
+_KNOWN_TO_THE_WORKER = {"readiness", "cloudflare"}
+
+# A reason is a sentence; a command line that names a hundred zones is longer than anybody reads in a journal.
+_MOST_REASON_CHARACTERS = 1000
+
+# As many names as fit into one message.
+_MOST_NAMES = 5
+
+# Wider than any row: the longest name of a zone has 253 characters.
+_UNCUT_COLUMNS = 1000
+
 _config = click.option(
     "--config",
     "config_file",
@@ -66,6 +81,8 @@ _config = click.option(
     help="YAML file with settings; an environment variable wins over it.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+log = get_logger()
 
 
 class _Group(click.Group):
@@ -77,6 +94,8 @@ class _Group(click.Group):
         except WorkerError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            ctx.exit(EXIT_INTERRUPTED)
 
 
 @click.group(cls=_Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -151,9 +170,10 @@ def check(config_file: Path | None, *, config_only: bool, as_json: bool) -> None
     if as_json:
         _print_json(dict(rows))
         return
-    table = Table("setting", "value", title="The configuration is sound")
+    table = _table(_words("setting"), _text("value"))
     for name, value in rows:
         table.add_row(name, value)
+    click.echo("The configuration is sound:")
     _console().print(table)
 
 
@@ -165,7 +185,8 @@ def status(config_file: Path | None, *, as_json: bool) -> None:
     settings = _settings(config_file)
     report = asyncio.run(_read_status(settings))
     if as_json:
-        _print_json(report)
+        fields: dict[str, object] = msgspec.to_builtins(report)
+        _print_json({name: value for name, value in fields.items() if name not in _KNOWN_TO_THE_WORKER})
     else:
         print_status(report, _console())
     if not is_complete(report):
@@ -227,14 +248,17 @@ def resend(
         if as_json:
             _print_json(plan)
         return
-    _start_logging(settings)
-    outcome = asyncio.run(_resend(settings, wanted, reason or shlex.join(["cfrw", *sys.argv[1:]])))
+    redactor = _start_logging(settings)
+    why = _for_the_journal(reason or shlex.join(["cfrw", *sys.argv[1:]]), redactor)
+    outcome = asyncio.run(_resend(settings, wanted, why))
     if as_json:
         _print_json(outcome)
-    elif outcome is None:
-        click.echo("The running worker has not come to it yet; it will, and its status page shows it.")
-    else:
-        _print_counts("Sent again", outcome)
+    elif outcome is not None:
+        _print_counts("What became of it", outcome)
+        if _is_pending(outcome):
+            click.echo(
+                "What is pending stays pending: a running worker goes on with it, else the next `cfrw run` does."
+            )
     if outcome is None or any(count.state != "acknowledged" for count in outcome):
         sys.exit(EXIT_INCOMPLETE)
 
@@ -245,7 +269,8 @@ async def _plan(settings: Settings, wanted: Resend, now: float) -> tuple[ResendC
     try:
         # Reports of no time at all: they name every zone, those that have disappeared included.
         scopes = await ledger.read(scope_reports, since=now, final_until=now)
-        _require_known("--zone", wanted.zones, [name for scope in scopes for name in (scope.name, scope.tag)])
+        names, tags = [scope.name for scope in scopes], [scope.tag for scope in scopes]
+        _require_known("--zone", wanted.zones, [*names, *tags])
         _require_known("--dataset", wanted.datasets, settings.cloudflare.datasets)
         _require_known("--destination", wanted.destinations, [each.name for each in settings.destinations])
         return await ledger.read(plan_resend, wanted)
@@ -254,7 +279,7 @@ async def _plan(settings: Settings, wanted: Resend, now: float) -> tuple[ResendC
 
 
 async def _resend(settings: Settings, wanted: Resend, reason: str) -> tuple[ResendCount, ...] | None:
-    """Have it done by whoever holds the ledger; what came of it, None where a signal came before it was begun."""
+    """Have it done by whoever holds the ledger; what became of it, None where it was not begun, which is told."""
     clock = SystemClock()
     stopping = asyncio.Event()
     ask = partial(ask_for_resend, resend=wanted, reason=reason, asked_by=_asked_by(), now=clock.now())
@@ -262,15 +287,19 @@ async def _resend(settings: Settings, wanted: Resend, reason: str) -> tuple[Rese
         try:
             worker = Worker(settings, clock, once=True)
         except LedgerHeldError:
-            return await _resend_by_running_worker(settings, ask, stopping)
+            return await _resend_by_running_worker(settings, wanted, ask, stopping)
         async with worker:
             number = await worker.ledger.write(ask)
             await worker.push_once(stopping)
-            return await worker.ledger.read(resent, number)
+            outcome = await _what_became(worker.ledger, number, wanted)
+    if outcome is None:
+        why = "the ledger's volume is full; make room on it"
+        click.echo(f"nothing was sent again: {why}, and the next run does it (repair {number})", err=True)
+    return outcome
 
 
 async def _resend_by_running_worker(
-    settings: Settings, ask: Callable[..., int], stopping: asyncio.Event
+    settings: Settings, wanted: Resend, ask: Callable[..., int], stopping: asyncio.Event
 ) -> tuple[ResendCount, ...] | None:
     """Ask the worker that holds the ledger, and watch it until everything is decided or a signal comes."""
     clock = SystemClock()
@@ -278,14 +307,38 @@ async def _resend_by_running_worker(
     try:
         number = await ledger.write(ask)
         click.echo(f"asked the running worker (repair {number}); Ctrl-C stops watching, not the repair", err=True)
-        while True:
-            asked = await ledger.read(job, number)
-            counts = None if asked is None or asked.queued is None else await ledger.read(resent, number)
-            is_decided = counts is not None and not any(count.state == "pending" for count in counts)
-            if is_decided or await wait_for_any(clock, _FOLLOW_SECONDS, stopping):
-                return counts
+        is_stopped = False
+        while not is_stopped:
+            # The whole range is every bucket in it; what this repair itself still waits for stands in an index.
+            if not _is_pending(await ledger.read(resent, number)):
+                outcome = await _what_became(ledger, number, wanted)
+                if outcome is not None and not _is_pending(outcome):
+                    return outcome
+            is_stopped = await wait_for_any(clock, _FOLLOW_SECONDS, stopping)
+        outcome = await _what_became(ledger, number, wanted)
     finally:
         await ledger.close()
+    if outcome is None:
+        click.echo("the running worker has not come to it yet; it will, and its status page shows it", err=True)
+    return outcome
+
+
+async def _what_became(ledger: Ledger, number: int, wanted: Resend) -> tuple[ResendCount, ...] | None:
+    """The states of all that a resend asked for, also of what a later one took over; None where it was not begun."""
+    asked = await ledger.read(job, number)
+    if asked is None or asked.queued is None:
+        return None
+    return await ledger.read(plan_resend, wanted)
+
+
+def _is_pending(counts: Sequence[ResendCount]) -> bool:
+    return any(count.state == "pending" for count in counts)
+
+
+def _for_the_journal(reason: str, redactor: Redactor) -> str:
+    """The reason without secrets, which a person may have pasted, and bounded."""
+    clean = redactor.text(reason)
+    return clean if len(clean) <= _MOST_REASON_CHARACTERS else f"{clean[: _MOST_REASON_CHARACTERS - 1]}…"
 
 
 def _asked_by() -> str:
@@ -325,7 +378,8 @@ def simulate(*, listen: str, zones: int, accounts: int, seed: int) -> None:
                     "For a worker that collects from it:\n\n"
                     f"  export CF_API_URL={url}\n"
                     f"  export CF_API_TOKEN={api.ACCEPTED_BEARER}\n"
-                    "  export REMOTE_WRITE_URL=http://127.0.0.1:9090/api/v1/write  # of your Prometheus\n"
+                    "  # Only without a --config file: this replaces every destination that a file lists.\n"
+                    "  # export REMOTE_WRITE_URL=http://127.0.0.1:9090/api/v1/write\n"
                     "  cfrw run\n"
                 )
                 await stopping.wait()
@@ -367,58 +421,122 @@ def is_complete(report: StatusReport) -> bool:
 
 
 def print_status(report: StatusReport, console: Console) -> None:
-    """The report as two tables."""
-    deliveries = Table(
-        "destination", "pending samples", "oldest pending", "acknowledged", "refused", "expired", "damaged", "problem"
+    """The report as two tables, with what is wrong on lines of its own below each."""
+
+    def line(text: str) -> None:
+        # The terminal breaks a long line, and puts it together again when it is copied.
+        console.print(text, soft_wrap=True)
+
+    line(f"ledger {report.ledger.path}: {report.ledger.size_bytes:,} of {report.ledger.max_bytes:,} bytes\n")
+    console.print(_deliveries(report))
+    for each in report.destinations:
+        if each.last_failure is not None:
+            line(f"{each.name}: {each.last_failure}{_when_it_failed(each)}")
+    line("")
+    if not report.scopes:
+        line("no zone has been listed yet")
+        return
+    shown = report.scopes[:_MOST_SCOPES]
+    naming = _naming(report)
+    table = _table(
+        *(_text(header) for header, _ in naming),
+        _words("newest window ends"),
+        *map(_number, ("captured", "expected", "missing")),
+    )
+    for scope in shown:
+        table.add_row(
+            *(name(scope) for _, name in naming),
+            "-" if scope.newest_window_end is None else instant(scope.newest_window_end),
+            *(f"{count:,}" for count in (scope.captured, scope.expected, scope.missing)),
+        )
+    console.print(table)
+    for scope in shown:
+        if scope.reason is not None:
+            line(f"{' '.join(name(scope) for _, name in naming)}: {scope.reason}")
+    if (hidden := report.scope_count - _MOST_SCOPES) > 0:
+        line(f"{hidden:,} more are not shown: --json has all")
+
+
+def _deliveries(report: StatusReport) -> Table:
+    table = _table(
+        _text("destination"),
+        _number("pending\nsamples"),
+        _number("oldest\npending"),
+        *map(_number, ("acknowledged", "refused", "expired", "damaged")),
     )
     for each in report.destinations:
-        oldest = "-" if each.oldest_pending_end is None else span(report.now - each.oldest_pending_end)
-        deliveries.add_row(
+        buckets = (each.acknowledged_buckets, each.refused_buckets, each.expired_buckets, each.damaged_buckets)
+        table.add_row(
             each.name,
             f"{each.pending_samples:,}",
-            oldest,
-            f"{each.acknowledged_buckets:,}",
-            f"{each.refused_buckets:,}",
-            f"{each.expired_buckets:,}",
-            f"{each.damaged_buckets:,}",
-            each.last_failure or "",
+            "-" if each.oldest_pending_end is None else span(report.now - each.oldest_pending_end),
+            *(f"{count:,}" for count in buckets),
         )
-    scopes = Table("zone", "dataset", "newest window ends", "captured", "expected", "missing", "reason")
-    for scope in report.scopes[:_MOST_SCOPES]:
-        scopes.add_row(
-            scope.name,
-            scope.dataset,
-            "-" if scope.newest_window_end is None else instant(scope.newest_window_end),
-            f"{scope.captured:,}",
-            f"{scope.expected:,}",
-            f"{scope.missing:,}",
-            scope.reason or "",
-        )
-    console.print(f"ledger {report.ledger.path}: {report.ledger.size_bytes:,} of {report.ledger.max_bytes:,} bytes")
-    console.print(deliveries)
-    console.print(scopes)
-    if (hidden := report.scope_count - _MOST_SCOPES) > 0:
-        console.print(f"{hidden:,} more are not shown: --json has all")
+    return table
+
+
+def _when_it_failed(destination: DestinationStatus) -> str:
+    if destination.last_failure_at is None:
+        return ""
+    is_over = destination.last_success_at is not None and destination.last_success_at > destination.last_failure_at
+    return f" ({instant(destination.last_failure_at)}{'; it has taken something since' if is_over else ''})"
+
+
+def _naming(report: StatusReport) -> list[tuple[str, Callable[[ScopeStatus], str]]]:
+    """The columns that tell the rows apart: a zone's name, and what else is not the same in all of its rows."""
+    columns: list[tuple[str, Callable[[ScopeStatus], str]]] = [("zone", lambda scope: scope.name)]
+    if len({scope.dataset for scope in report.scopes}) > 1:
+        columns.append(("dataset", lambda scope: scope.dataset))
+    if len({(scope.dataset, scope.scope) for scope in report.scopes}) < len(report.scopes):
+        columns.append(("width", lambda scope: span(scope.width_seconds)))
+    return columns
 
 
 def _print_counts(title: str, counts: Sequence[ResendCount]) -> None:
-    table = Table("destination", "state", "buckets", "samples", title=title)
+    if not counts:
+        click.echo(f"{title}: nothing")
+        return
+    table = _table(_text("destination"), _words("state"), _number("buckets"), _number("samples"))
     for count in counts:
         table.add_row(count.destination, count.state, f"{count.buckets:,}", f"{count.samples:,}")
-    _console().print(table if counts else f"{title}: nothing")
+    click.echo(f"{title}:")
+    _console().print(table)
+
+
+def _table(*columns: Column) -> Table:
+    """A table without a frame: in 80 columns there is none to spare."""
+    return Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+
+
+def _text(header: str) -> Column:
+    """A column that goes on in the next line where it is too long."""
+    return Column(header, overflow="fold")
+
+
+def _words(header: str) -> Column:
+    """A column that keeps its width."""
+    return Column(header, no_wrap=True)
+
+
+def _number(header: str) -> Column:
+    return Column(header, justify="right", no_wrap=True)
 
 
 def _console() -> Console:
     """The terminal, on which texts of remote sides appear as they are: none of them is markup."""
-    return Console(markup=False, emoji=False, highlight=False)
+    width = None if sys.stdout.isatty() else _UNCUT_COLUMNS
+    return Console(markup=False, emoji=False, highlight=False, width=width)
 
 
 def _settings(config_file: Path | None) -> Settings:
     return load_settings(config_file, os.environ)
 
 
-def _start_logging(settings: Settings) -> None:
-    configure_logging(settings.log.level, settings.log.format, _secrets(settings))
+def _start_logging(settings: Settings) -> Redactor:
+    redactor = configure_logging(settings.log.level, settings.log.format, _secrets(settings))
+    if settings.replaced_destinations:
+        log.warning("REMOTE_WRITE_URL replaces the destinations of the file", replaced=settings.replaced_destinations)
+    return redactor
 
 
 def _secrets(settings: Settings) -> Iterator[str]:
@@ -441,12 +559,18 @@ def _when(option: str, text: str, now: float) -> float:
 
 
 def _require_known(option: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """UsageError for a name that is not known; the message has those that are near it, else the first that are known."""
     for name in given:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            msg = f"{option} {name} is not known{hint}"
-            raise UsageError(msg)
+        if name in known:
+            continue
+        if near := get_close_matches(name, known, n=_MOST_NAMES):
+            hint = f"did you mean {' or '.join(near)}?"
+        elif known:
+            hint = f"known are {', '.join(known[:_MOST_NAMES])}{', ...' if len(known) > _MOST_NAMES else ''}"
+        else:
+            hint = "none is known yet"
+        msg = f"{option} {name} is not known; {hint}"
+        raise UsageError(msg)
 
 
 def _print_json(value: object) -> None:

@@ -113,6 +113,7 @@ def _scope(report: ScopeReport, *, paused: bool) -> ScopeStatus:
         dataset=report.dataset,
         scope=report.tag,
         name=report.name,
+        width_seconds=report.width_seconds,
         newest_window_end=report.newest_end,
         expected=report.expected,
         captured=report.captured,

@@ -41,6 +41,7 @@ class ScopeStatus:
     """One dataset of one zone or account, over the reach of automatic replay.
 
     scope:             Cloudflare's tag (id).
+    width_seconds:     of its windows; a zone has several after CF_BUCKET_SECONDS was changed.
     newest_window_end: end of the newest window that was captured.
     expected:          windows that are final by now.
     captured:          those of them in the ledger.
@@ -51,6 +52,7 @@ class ScopeStatus:
     dataset: str
     scope: str
     name: str
+    width_seconds: int
     newest_window_end: float | None
     expected: int
     captured: int

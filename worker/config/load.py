@@ -45,7 +45,7 @@ def load_settings(config_file: Path | None, environ: Mapping[str, str]) -> Setti
     _cross_check(given, parsed, mistakes)
     pushed_to = _destinations(given, parsed, file, directory, mistakes, complete=complete)
     mistakes.raise_any(lambda mistake: _place(mistake, str(config_file)))
-    return _assemble(parsed, pushed_to)
+    return _assemble(parsed, pushed_to, _replaced(given, file))
 
 
 def _look_up(
@@ -148,6 +148,13 @@ def _destinations(
     return destinations.from_list(entries, directory, mistakes)
 
 
+def _replaced(given: Mapping[str, Given | None], file: Mapping[str, object]) -> int:
+    """How many destinations of the file's list the variables replace."""
+    entries = file.get("remote_write")
+    by_variables = any(given[setting.name] for setting in SETTINGS if setting.path[0] == "remote_write")
+    return len(entries) if by_variables and isinstance(entries, list) else 0
+
+
 def _cross_check(given: Mapping[str, Given | None], parsed: Mapping[str, Any], mistakes: Mistakes) -> None:
     """Settings that are right by themselves, but not together."""
 
@@ -180,8 +187,8 @@ def _place(mistake: Mistake, config_file: str) -> tuple[int, int]:
     return _PLACES.get(name.upper().removesuffix("_FILE"), len(_PLACES)), 0
 
 
-def _assemble(parsed: Mapping[str, Any], pushed_to: tuple[DestinationSettings, ...]) -> Settings:
-    sections: dict[str, Any] = {"destinations": pushed_to}
+def _assemble(parsed: Mapping[str, Any], pushed_to: tuple[DestinationSettings, ...], replaced: int) -> Settings:
+    sections: dict[str, Any] = {"destinations": pushed_to, "replaced_destinations": replaced}
     for setting in SETTINGS:
         section, *field = setting.path
         if not field:

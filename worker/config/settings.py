@@ -329,3 +329,6 @@ class Settings(Section):
     """Address and port of `/metrics`, the health endpoints and the status page: `host:port`, `[::]:9845`, `:9845`."""
 
     log: LogSettings = LogSettings()
+
+    replaced_destinations: int = 0
+    """How many destinations of the file's list the REMOTE_WRITE_* variables have replaced."""

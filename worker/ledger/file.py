@@ -122,7 +122,7 @@ def open_to_ask(path: Path) -> apsw.Connection:
 def _opened(path: Path, flags: int) -> Iterator[apsw.Connection]:
     """A connection that is closed again if what is done with it here raises."""
     if not flags & apsw.SQLITE_OPEN_CREATE and not path.exists():
-        message = f"there is no ledger at {path} yet; LEDGER_PATH names the file, and `cfrw run` makes it"
+        message = f"there is no ledger at {path.absolute()} yet; LEDGER_PATH names the file, and `cfrw run` makes it"
         raise LedgerUnusableError(message)
     with translated_errors(path):
         connection = apsw.Connection(str(path), flags=flags)

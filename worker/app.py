@@ -249,23 +249,23 @@ class Worker:
 def stop_on_signals(stopping: asyncio.Event) -> Iterator[None]:
     """Set `stopping` at the first SIGTERM or SIGINT; the second one ends the process at once."""
     loop = asyncio.get_running_loop()
-    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def stop() -> None:
         stopping.set()
-        for number in signals:
+        for number in before:
             loop.remove_signal_handler(number)
             # Not the default action: the first process of a container has none.
             signal.signal(number, _end_at_once)
 
-    for number in signals:
+    for number in before:
         loop.add_signal_handler(number, stop)
     try:
         yield
     finally:
-        for number in signals:
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+            signal.signal(number, handler)
 
 
 def _end_at_once(number: int, _frame: FrameType | None) -> NoReturn:

@@ -3,8 +3,8 @@
 Owns the names of commands and options, the exit codes, and how results look on a terminal. Decides nothing else.
 
 Exit codes: 0 done; 1 unexpected failure; 2 bad usage or configuration; 3 done, but something is still pending, refused
-or missing; 4 another worker holds the ledger; 5 the ledger is damaged or its volume is unusable. Ctrl-C, where a command
-has nothing to finish, ends it with 130, as shells have it.
+or missing; 4 another worker holds the ledger; 5 the ledger is damaged or its volume is unusable. Where Ctrl-C cuts a
+command off that has nothing to finish, it is 130, as shells have it.
 """
 
 import asyncio
@@ -269,8 +269,9 @@ async def _plan(settings: Settings, wanted: Resend, now: float) -> tuple[ResendC
     try:
         # Reports of no time at all: they name every zone, those that have disappeared included.
         scopes = await ledger.read(scope_reports, since=now, final_until=now)
-        names, tags = [scope.name for scope in scopes], [scope.tag for scope in scopes]
-        _require_known("--zone", wanted.zones, [*names, *tags])
+        # A zone is there once for each width that its windows ever had.
+        known_zones = dict.fromkeys([*(scope.name for scope in scopes), *(scope.tag for scope in scopes)])
+        _require_known("--zone", wanted.zones, list(known_zones))
         _require_known("--dataset", wanted.datasets, settings.cloudflare.datasets)
         _require_known("--destination", wanted.destinations, [each.name for each in settings.destinations])
         return await ledger.read(plan_resend, wanted)
@@ -505,7 +506,7 @@ def _print_counts(title: str, counts: Sequence[ResendCount]) -> None:
 
 def _table(*columns: Column) -> Table:
     """A table without a frame: in 80 columns there is none to spare."""
-    return Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    return Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def _text(header: str) -> Column:
@@ -559,7 +560,7 @@ def _when(option: str, text: str, now: float) -> float:
 
 
 def _require_known(option: str, given: Sequence[str], known: Sequence[str]) -> None:
-    """UsageError for a name that is not known; the message has those that are near it, else the first that are known."""
+    """UsageError for a name that is not known; it tells those that are near, else the first that are known."""
     for name in given:
         if name in known:
             continue

@@ -1,6 +1,5 @@
 """What comes too late for a bucket changes nothing about another one, and nothing waits behind what was given up."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -13,7 +12,6 @@ from tests.unit.test_push import (
     Scene,
     Sent,
     scene,
-    sees,
     strict,
 )
 from worker.ledger import (
@@ -253,8 +251,5 @@ async def test_a_resend_of_what_is_being_refused_lets_new_windows_through_once_i
     await scene.ledger.write(ask_for_resend, Resend(T0 + NEW * HOUR, 2**40), reason="", asked_by="", now=NOW + 90_000)
     await scene.ledger.write(carry_out_next, NOW + 90_000)
     scene.receiver.answer = never_old
-    running = asyncio.create_task(scene.pusher(max_samples_per_send=3).run(scene.stopping))
-    await sees(lambda: {(1, NEW), (5, NEW)} <= {(zone, hour) for zone, hour, _ in scene.receiver.accepted})
-    scene.stopping.set()
-    await running
+    await scene.pusher(max_samples_per_send=3).drain(scene.stopping)
     assert await scene.states() == {(1, OLD): "expired", (1, NEW): "acknowledged", (5, NEW): "acknowledged"}

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import apsw
+import msgspec
 
 from worker.errors import LedgerDamagedError, LedgerFullError, LedgerHeldError, LedgerUnusableError
 from worker.ledger.migrations import migrate, pragma, require_current, version_of
@@ -43,8 +44,8 @@ _PRAGMAS = MappingProxyType(
     }
 )
 
-# What SQLite says of a file that it cannot make sense of; and what only damage makes true, since no statement
-# of the ledger breaks a constraint, is too long or reads anything but UTF-8 on a file that is sound.
+# What SQLite says of a file that it cannot make sense of; and what only damage makes true, since no statement of the
+# ledger breaks a constraint, is too long, or reads anything but UTF-8 and its own JSON on a file that is sound.
 _SIGNS_OF_DAMAGE = (
     apsw.CorruptError,
     apsw.NotADBError,
@@ -52,6 +53,7 @@ _SIGNS_OF_DAMAGE = (
     apsw.ConstraintError,
     apsw.TooBigError,
     UnicodeDecodeError,
+    msgspec.DecodeError,
 )
 
 # Locks and shared memory of these do not do what SQLite's WAL mode needs.

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from worker.errors import LedgerDamagedError
 from worker.ledger.session import Session, Value
 
 
@@ -117,14 +116,6 @@ def _bindings(resend: Resend) -> dict[str, str | int]:
 
 
 def _job(row: tuple[Value, ...]) -> Job:
-    try:
-        return _read_job(row)
-    except msgspec.MsgspecError as error:
-        message = f"repair {row[0]!r} in the ledger's journal is damaged ({error})"
-        raise LedgerDamagedError(message) from error
-
-
-def _read_job(row: tuple[Value, ...]) -> Job:
     job_id, kind, arguments, reason, asked_by, asked_at, state, finished_at, result = row
     fields = {
         "job_id": job_id,

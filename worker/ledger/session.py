@@ -29,9 +29,7 @@ def _load_queries() -> MappingProxyType[str, str]:
     queries: dict[str, str] = {}
     for block in text.split("-- name: ")[1:]:
         name, _, statement = block.partition("\n")
-        if queries.setdefault(name.strip(), statement.strip()) != statement.strip():
-            message = f"queries.sql names {name.strip()} twice"
-            raise ValueError(message)
+        queries[name.strip()] = statement.strip()
     return MappingProxyType(queries)
 
 

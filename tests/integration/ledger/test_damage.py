@@ -21,12 +21,16 @@ from worker.ledger import (
     capture,
     carry_out_next,
     delivery_counts,
+    destination_reports,
     drifted_buckets,
     expire,
     hole_counts,
     jobs,
+    log_requests,
+    logged_requests,
     newest_captured,
     next_pending,
+    note_failure,
     outstanding_windows,
     present_scopes,
     prune,
@@ -53,6 +57,8 @@ def fill(session: Session) -> None:
     record_holes(session, [Hole(DATASET, tag(2), window(HOURS + 1), HoleReason.FAILED, "503 from Cloudflare")], NOW)
     acknowledge(session, "prom", range(1, 20), NOW)
     refuse(session, "prom", [25, 26], status=400, reason="out of bounds", now=NOW)
+    log_requests(session, {"graphql": [NOW - second for second in range(50)]})
+    note_failure(session, "mimir", "503 Service Unavailable", NOW)
     ask_for_resend(session, Resend(T0, T0 + 2 * HOUR), reason="the volume was lost", asked_by="ann@host", now=NOW)
 
 
@@ -92,10 +98,20 @@ def sent(session: Session, destination: str) -> Iterator[Batch]:
 
 def work(session: Session) -> int:
     """Everything that a worker does with its ledger in a day; what is sent must be true. How much was set aside."""
-    for look in (backlogs, delivery_counts, undelivered, newest_captured, drifted_buckets, room, present_scopes):
+    for look in (
+        backlogs,
+        delivery_counts,
+        destination_reports,
+        undelivered,
+        newest_captured,
+        drifted_buckets,
+        room,
+        present_scopes,
+    ):
         look(session)
     start(session)
     hole_counts(session, since=T0)
+    logged_requests(session)
     jobs(session, newest=10)
     for report in scope_reports(session, since=T0, final_until=NOW, with_deliveries=True):
         assert report.missing >= 0

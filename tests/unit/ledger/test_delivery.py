@@ -2,6 +2,7 @@ import itertools
 from dataclasses import replace
 from pathlib import Path
 
+import apsw
 import pytest
 
 from tests.unit.ledger.fleet import (
@@ -19,6 +20,7 @@ from tests.unit.ledger.fleet import (
     zones_and_hours,
 )
 from worker.ledger import (
+    DestinationReport,
     Lane,
     Ledger,
     Position,
@@ -27,8 +29,10 @@ from worker.ledger import (
     capture,
     delivery,
     delivery_counts,
+    destination_reports,
     expire,
     next_pending,
+    note_failure,
     prune,
     record_scopes,
     refuse,
@@ -204,6 +208,51 @@ async def test_a_refused_bucket_is_kept_with_what_the_receiver_said(ledger: Ledg
     )
     assert report.reason.startswith("out of bounds!")
     assert len(report.reason) == 1024
+
+
+async def test_it_is_remembered_how_each_destination_last_answered(ledger: Ledger, path: Path) -> None:
+    await ledger.write(register_destinations, {"prom": False, "mimir": False}, replay_since=0, now=NOW)
+    assert await ledger.read(destination_reports) == (
+        DestinationReport("mimir", None, None, None),
+        DestinationReport("prom", None, None, None),
+    )
+
+    await ledger.write(note_failure, "prom", "503 " + "x" * 5000, NOW)
+    await ledger.write(note_failure, "prom", "no route to host" + "!" * 5000, NOW + 60)
+    await ledger.write(acknowledge, "mimir", [], NOW + 30)
+    await ledger.close()
+
+    again = Ledger.open(path)
+    mimir, prom = await again.read(destination_reports)
+    assert mimir == DestinationReport("mimir", int(NOW) + 30, None, None)
+    assert (prom.last_success_at, prom.last_failure_at) == (None, int(NOW) + 60)
+    assert prom.last_failure == ("no route to host" + "!" * 5000)[:1024]
+    await again.close()
+
+
+async def test_a_blob_that_a_flipped_bit_has_turned_into_a_text_is_still_sent(ledger: Ledger, path: Path) -> None:
+    await ledger.write(capture, [bucket(1, 0)], NOW)
+    await ledger.close()
+    loosen = "UPDATE sqlite_schema SET sql = replace(sql, ') STRICT', ')') WHERE name IN ('bucket', 'series')"
+    tighten = "UPDATE sqlite_schema SET sql = sql || ' STRICT' WHERE name IN ('bucket', 'series')"
+    for statement in (
+        loosen,
+        "UPDATE bucket SET sample_values = CAST(sample_values AS TEXT), series_ids = CAST(series_ids AS TEXT)",
+        "UPDATE series SET labels = CAST(labels AS TEXT)",
+        tighten,
+    ):
+        with apsw.Connection(str(path)) as connection:
+            connection.pragma("writable_schema", True)
+            connection.execute(statement)
+        connection.close()
+
+    again = Ledger.open(path)
+    (page,) = await whole_queue(again, "prom")
+    await again.close()
+
+    assert page.damaged == ()
+    assert zones_and_hours(page) == [(1, 0)]
+    assert untrue_samples(page.batch) == []
 
 
 async def test_a_damaged_bucket_is_never_handed_out_and_costs_no_other_one(ledger: Ledger) -> None:

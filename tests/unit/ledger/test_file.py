@@ -13,7 +13,7 @@ import pytest
 from tests.unit.ledger.fleet import NOW, bucket, queue, scope
 from worker.errors import LedgerDamagedError, LedgerError, LedgerFullError, LedgerHeldError, LedgerUnusableError
 from worker.ledger import Ledger, capture, file, jobs, prove_writable, record_scopes
-from worker.ledger.file import file_system_of, open_to_write, translated_errors
+from worker.ledger.file import file_system_of, open_to_write, read_mounts, translated_errors
 
 HOLDER = """
 import sys, os
@@ -293,6 +293,15 @@ def test_the_file_system_is_that_of_the_innermost_mount(where: str, kind: str) -
 
 def test_no_file_system_is_told_where_the_machine_tells_no_mounts() -> None:
     assert file_system_of(Path("/data/ledger.db"), "") is None
+
+
+def test_a_machine_that_tells_no_mounts_has_none_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+
+    assert read_mounts() == ""
 
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"])

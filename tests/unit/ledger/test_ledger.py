@@ -29,6 +29,10 @@ def add_zone_9(session: Session) -> None:
     record_scopes(session, [scope(zone) for zone in (1, 2, 3, 9)], NOW)
 
 
+def move(path: Path, elsewhere: Path) -> None:
+    path.rename(elsewhere)
+
+
 class Gate:
     """Holds a verb up in the ledger's thread until the test lets it go on."""
 
@@ -91,6 +95,35 @@ async def test_a_commit_that_fails_is_rolled_back_and_told(ledger: Ledger) -> No
     assert await queue(ledger) == []
     await ledger.write(capture, [bucket(1, 0)], NOW)
     assert await queue(ledger) == [(1, 0)]
+
+
+async def test_nobody_else_writes_between_what_a_verb_reads_and_what_it_writes(ledger: Ledger, path: Path) -> None:
+    intruder = apsw.Connection(str(path))
+
+    def verb(session: Session) -> None:
+        present_scopes(session)
+        with pytest.raises(apsw.BusyError):
+            intruder.execute("BEGIN IMMEDIATE")
+        add_zone_9(session)
+
+    await ledger.write(verb)
+
+    intruder.close()
+
+
+async def test_the_file_is_in_place_until_another_one_takes_its_name(ledger: Ledger, path: Path) -> None:
+    assert ledger.is_in_place()
+
+    moved = path.with_name("moved.db")
+    move(path, moved)
+    assert not ledger.is_in_place()
+    move(moved, path)
+    assert ledger.is_in_place()
+
+    await ledger.close()
+    move(path, moved)
+    await Ledger.open(path).close()
+    assert not ledger.is_in_place()
 
 
 async def test_a_read_sees_one_state_of_the_file(ledger: Ledger, path: Path) -> None:
@@ -180,6 +213,8 @@ async def test_a_close_that_is_cancelled_still_closes(ledger: Ledger, path: Path
         await closing
     gate.open()
     await holding
+    with pytest.raises(RuntimeError, match="shutdown"):
+        await ledger.read(present_scopes)
     ledger._thread.shutdown(wait=True)
 
     await Ledger.open(path).close()

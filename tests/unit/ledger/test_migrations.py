@@ -7,7 +7,7 @@ import pytest
 from tests.unit.ledger.fleet import NOW, bucket, content, queue
 from worker.errors import LedgerDamagedError, LedgerError, LedgerUnusableError
 from worker.ledger import Ledger, capture, migrations
-from worker.ledger.migrations import APPLICATION_ID, CURRENT_VERSION, MIGRATIONS
+from worker.ledger.migrations import APPLICATION_ID, CURRENT_VERSION, MIGRATIONS, pragma
 
 
 def header(path: Path) -> tuple[object, object]:
@@ -150,6 +150,11 @@ async def test_a_ledger_that_lacks_a_part_of_its_schema_is_damaged(path: Path, d
         Ledger.open(path)
     with pytest.raises(LedgerDamagedError, match=str(path)):
         Ledger.open_read_only(path)
+
+
+def test_a_header_that_makes_no_sense_is_damage() -> None:
+    with pytest.raises(LedgerDamagedError, match="journal_mode"):
+        pragma(apsw.Connection(":memory:"), "journal_mode")
 
 
 async def test_an_index_that_somebody_added_does_no_harm(path: Path) -> None:

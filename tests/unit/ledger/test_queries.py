@@ -6,8 +6,11 @@ import apsw
 import pytest
 
 import worker.ledger
+from worker.cloudflare import DATASETS
 from worker.ledger.migrations import MIGRATIONS
 from worker.ledger.session import QUERIES
+
+FOLDER = Path(worker.ledger.__file__).parent
 
 # Tables that grow with every window; the others have a row per zone, dataset, destination or repair.
 GROWING = {"bucket", "delivery", "series", "hole"}
@@ -47,8 +50,14 @@ def test_every_statement_fits_the_schema(connection: apsw.Connection, name: str)
     plan(connection, name)
 
 
+def test_no_two_statements_have_the_same_name() -> None:
+    names = re.findall(r"-- name: (\w+)\n", (FOLDER / "queries.sql").read_text())
+
+    assert sorted(names) == sorted(QUERIES)
+
+
 def test_every_statement_is_used_and_every_one_used_exists() -> None:
-    code = "".join(path.read_text() for path in Path(worker.ledger.__file__).parent.glob("*.py"))
+    code = "".join(path.read_text() for path in FOLDER.glob("*.py"))
     used = set(re.findall(r'(?:rows|value|number|many|change)\(\s*"(\w+)"|QUERIES\["(\w+)"\]', code))
 
     assert {first or second for first, second in used} == set(QUERIES)
@@ -91,6 +100,10 @@ def test_what_counts_goes_through_an_index_at_most(connection: apsw.Connection, 
 
     assert scans
     assert all("INDEX" in line for line in scans)
+
+
+def test_no_dataset_has_longer_windows_than_the_statements_rely_on() -> None:
+    assert max(width for dataset in DATASETS.values() for width in dataset.widths_seconds) <= 86_400
 
 
 @pytest.mark.parametrize("name", ["acknowledge", "decide_against"])

@@ -154,16 +154,13 @@ async def test_a_width_that_was_given_up_long_ago_is_expected_no_further_when_an
     ledger: Ledger,
 ) -> None:
     await ledger.write(capture, buckets([1], [0, 1]), NOW)
-    for width in (MINUTE, 300):
-        starts = range(T0 + 2 * HOUR, T0 + 3 * HOUR, width)
-        found = await outstanding(ledger, 1, starts)
-        await ledger.write(
-            capture, [each for start in found[:5] for each in capture_run(1, range(start, start + width, width))], NOW
-        )
+    for width, count in ((MINUTE, 65), (300, 5)):
+        found = await outstanding(ledger, 1, range(T0 + 2 * HOUR, T0 + 4 * HOUR, width))
+        await ledger.write(capture, capture_run(1, range(found[0], found[count], width)), NOW)
 
-    reports = await ledger.read(scope_reports, since=T0, final_until=T0 + 3 * HOUR)
+    reports = await ledger.read(scope_reports, since=T0, final_until=T0 + 4 * HOUR)
     of_zone = [(report.width_seconds, report.expected, report.missing) for report in reports if report.tag == tag(1)]
-    assert of_zone == [(MINUTE, 5, 0), (300, 11, 6), (HOUR, 2, 0)]
+    assert of_zone == [(MINUTE, 65, 0), (300, 11, 6), (HOUR, 2, 0)]
 
 
 async def test_a_width_that_comes_back_is_expected_from_then_on(ledger: Ledger) -> None:

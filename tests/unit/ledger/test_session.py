@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from worker.ledger import session
 from worker.ledger.migrations import MIGRATIONS
-from worker.ledger.packing import checksum, is_intact, values_by_series
+from worker.ledger.packing import checksum, is_intact, is_series_intact, values_by_series
 from worker.ledger.session import SeriesIndex
 
 
@@ -92,6 +92,11 @@ def test_a_column_that_became_something_else_is_noticed(value: object) -> None:
     assert not is_intact(value, **ROW, series_ids=b"\0\0\0\1", values=bytes(8))  # type: ignore[arg-type] # damage
     assert not is_intact(seal, **ROW, series_ids=value, values=bytes(8))  # type: ignore[arg-type] # damage
     assert not is_intact(seal, **{**ROW, "start": value}, series_ids=b"\0\0\0\1", values=bytes(8))  # type: ignore[arg-type] # damage
+
+
+@pytest.mark.parametrize(("series_id", "labels"), [(1, None), (1, "text"), (1, 2.5), (1.5, b""), (None, b"")])
+def test_a_column_of_a_series_that_became_something_else_is_noticed(series_id: object, labels: object) -> None:
+    assert not is_series_intact(0, series_id, labels)  # type: ignore[arg-type] # damage
 
 
 def test_samples_that_are_cut_off_are_noticed_even_with_a_fitting_checksum() -> None:

@@ -409,7 +409,7 @@ class Collector:
         """The windows that Cloudflare has no data for any more."""
         if failed.failure.bound_seconds is None:
             return []
-        oldest = self._clock.now() - failed.failure.bound_seconds
+        oldest = self._cloudflare_now() - failed.failure.bound_seconds
         return [start for start in failed.starts if start < oldest]
 
     async def _look_for_due_windows(self, worklist: _Worklist) -> None:

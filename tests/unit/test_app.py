@@ -179,9 +179,19 @@ async def test_the_http_side_tells_where_it_listens_and_answers(scene: Scene) ->
     assert ACCEPTED_BEARER not in str(status) + metrics
 
 
-async def test_an_outage_on_either_side_makes_a_worker_neither_unready_nor_unhealthy(scene: Scene) -> None:
+async def test_an_outage_on_either_side_makes_a_worker_neither_unready_nor_unhealthy(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cloudflare = scene.settings.cloudflare.model_copy(update={"replay_hours": 24})
     worker = scene.changed(cloudflare=cloudflare).worker()
+    send = worker.senders[0].send
+    attempts: list[int] = []
+
+    async def counted(body: bytes, attempt: int) -> Verdict:
+        attempts.append(attempt)
+        return await send(body, attempt)
+
+    monkeypatch.setattr(worker.senders[0], "send", counted)
     async with running(scene, worker) as task:
         await sees(lambda: worker.health.readiness().ok, task)
         scene.api.faults.add(HttpStatus())
@@ -197,6 +207,23 @@ async def test_an_outage_on_either_side_makes_a_worker_neither_unready_nor_unhea
             await scene.clock.advance(60)
         # The oldest were given up at the replay bound.
         assert (await states(worker.ledger))["acknowledged"] > 60
+        assert max(attempts) > ONCE_ATTEMPTS, "it never gives up"
+
+
+async def test_a_loop_is_allowed_the_longest_that_it_may_have_to_wait(scene: Scene) -> None:
+    async with scene.worker() as worker:
+        allowed = {name: loop.allowance_seconds for name, loop in worker.health.loops().items()}
+        # 10,000 zones are 1,000 queries, of which 300 may be sent in 5 minutes; then the pause between two passes.
+        assert allowed["collect"] > 1000 * 300 / 300 + 60
+        # A receiver may ask for 5 minutes, to which a tenth comes by chance, and a request may take 30 s.
+        assert allowed["push:memory"] > 300 * 1.1 + 30
+
+
+async def test_every_request_to_cloudflare_shows_that_collection_turns(scene: Scene) -> None:
+    async with scene.worker() as worker:
+        await scene.clock.advance(600)
+        await worker.api.list_zones()
+        assert worker.health.loops()["collect"].beat_at == scene.clock.now()
 
 
 async def test_without_the_token_s_acceptance_a_worker_is_not_ready(scene: Scene) -> None:
@@ -216,6 +243,7 @@ async def test_stopping_finishes_the_request_under_way_records_it_and_cuts_colle
 ) -> None:
     worker = scene.worker()
     answered = asyncio.Event()
+    asked = asyncio.Event()
     sent: list[bytes] = []
 
     async def slowly(body: bytes, _attempt: int) -> Verdict:
@@ -224,6 +252,7 @@ async def test_stopping_finishes_the_request_under_way_records_it_and_cuts_colle
         return Accepted(204)
 
     async def never(*_asked: Any) -> Any:
+        asked.set()
         await asyncio.Event().wait()
 
     monkeypatch.setattr(worker.senders[0], "send", slowly)
@@ -231,7 +260,8 @@ async def test_stopping_finishes_the_request_under_way_records_it_and_cuts_colle
         task = asyncio.create_task(worker.run(scene.stopping))
         await sees(lambda: len(sent) > 0 and passes(worker)["collect"] > 0, task)
         monkeypatch.setattr(worker.api, "fetch", never)
-        await scene.clock.advance(HOUR)
+        while not asked.is_set():
+            await scene.clock.advance(60)
         scene.stopping.set()
         for _ in range(100):
             await asyncio.sleep(0)
@@ -386,6 +416,7 @@ async def test_once_collects_and_delivers_everything_that_is_due(scene: Scene) -
     async with scene.worker(once=True) as worker:
         assert await worker.run_once(scene.stopping)
         assert (await states(worker.ledger)).keys() == {"acknowledged"}
+        assert b"cfrw_ledger_last_prune_timestamp_seconds 1.75" in worker.metrics.exposition("")[0]
     assert scene.received() == SAME
 
 
@@ -440,7 +471,8 @@ async def test_once_finishes_the_request_under_way_when_it_is_told_to_stop(
 
         async def stop(_body: bytes, _attempt: int) -> Verdict:
             scene.stopping.set()
-            await asyncio.sleep(0)
+            for _ in range(20):
+                await asyncio.sleep(0)
             return Accepted(204)
 
         monkeypatch.setattr(worker.senders[0], "send", stop)

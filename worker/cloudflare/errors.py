@@ -91,6 +91,9 @@ _MAX_ERRORS: Final = 100
 # A header that asks for more than an hour is taken for an hour; the longest block that is documented is 5 minutes.
 _MAX_RETRY_AFTER_SECONDS: Final = 3600.0
 
+# A century: more than Cloudflare keeps anything, and a number of seconds that a float holds.
+_MAX_DURATION_SECONDS: Final = 100 * 365 * 86_400
+
 # https://developers.cloudflare.com/fundamentals/api/troubleshooting/: authentication error, missing headers, invalid
 # headers, invalid format of the header, unknown or invalid token. Not 9109, which also means "no permission".
 _TOKEN_CODES: Final = frozenset({1000, 1001, 6003, 6103, 6111, 9103, 9106, 9107, 10000})
@@ -171,8 +174,9 @@ def one_line(text: str) -> str:
 
 
 def duration_seconds(text: str) -> int:
-    """Seconds of a duration as Cloudflare writes it: `54000s`, `4w2d`, `8w1d6h`."""
-    return sum(int(number) * _SECONDS[unit.lower()] for number, unit in _DURATION_PART.findall(text))
+    """Seconds of a duration as Cloudflare writes it: `54000s`, `4w2d`, `8w1d6h`; at most a century."""
+    seconds = sum(int(number) * _SECONDS[unit.lower()] for number, unit in _DURATION_PART.findall(text))
+    return min(seconds, _MAX_DURATION_SECONDS)
 
 
 def _classified(http_status: int, error: _Error, retry_after: float | None) -> ApiFailure:

@@ -5,8 +5,9 @@ The only place that takes a destination's secrets out of their wrapping. Nothing
 
 import base64
 import json
+import re
 from collections.abc import Generator, Iterator
-from urllib.parse import quote, quote_plus, unquote_plus, urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 import httpx
 from pydantic import SecretStr
@@ -42,19 +43,28 @@ class SecretMask:
 
     def __init__(self, settings: DestinationSettings) -> None:
         # The longest first: one may be a part of another.
-        spellings = {spelling for secret in secrets_of(settings) if secret for spelling in _spellings(secret)}
-        self._secrets = sorted((spelling.encode() for spelling in spellings), key=len, reverse=True)
+        secrets = sorted({secret for secret in secrets_of(settings) if secret}, key=len, reverse=True)
+        self._spelled = [
+            re.compile(b"".join(b"(?:%b)" % b"|".join(_spellings(character)) for character in secret))
+            for secret in secrets
+        ]
 
     def __call__(self, text: bytes) -> bytes:
         """The text with every secret replaced by as many stars, so that what follows stays in its place."""
-        for secret in self._secrets:
-            text = text.replace(secret, b"*" * len(secret))
+        for spelled in self._spelled:
+            text = spelled.sub(lambda found: b"*" * len(found[0]), text)
         return text
 
 
-def _spellings(secret: str) -> tuple[str, ...]:
-    """A secret as it is, and as JSON and URLs may write it."""
-    return (secret, json.dumps(secret)[1:-1], quote(secret, safe=""), quote_plus(secret))
+def _spellings(character: str) -> Iterator[bytes]:
+    """Patterns of a character as JSON (RFC 8259, 7) and URLs (RFC 3986, 2.1) may write it, and as it is."""
+    utf_16 = character.encode("utf-16-be").hex()
+    yield b"(?i:%b)" % "".join(rf"\\u{utf_16[at : at + 4]}" for at in range(0, len(utf_16), 4)).encode()
+    yield b"(?i:%b)" % "".join(f"%{byte:02x}" for byte in character.encode()).encode()
+    yield re.escape(json.dumps(character)[1:-1].encode())
+    if character in "/ ":
+        yield {"/": rb"\\/", " ": rb"\+"}[character]
+    yield re.escape(character.encode())
 
 
 def secrets_of(settings: DestinationSettings) -> Iterator[str]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from functools import cache
 from urllib.parse import quote, quote_plus
 
 import httpx
@@ -16,7 +17,7 @@ from tests.clocks import ManualClock
 from tests.unit.cloudflare.fake import TOKEN, FakeCloudflare, error, refusal, zone
 from tests.unit.cloudflare.test_client import OK, answering, client
 from worker.cloudflare import DATASETS, ErrorKind, Failed
-from worker.cloudflare.client import Answer, Refused
+from worker.cloudflare.client import Answer, CloudflareClient, Refused
 from worker.cloudflare.errors import classify
 from worker.config import BasicAuth, DestinationSettings
 from worker.remote_write.auth import SecretMask
@@ -43,19 +44,27 @@ DATES = [
 
 
 @pytest.mark.parametrize("date", DATES)
+async def test_no_date_of_cloudflare_s_is_more_than_a_value(date: str) -> None:
+    answer = httpx.Response(200, content=OK, headers={"Date": date})
+    assert isinstance(await client(answering(answer)).graphql(b"{}"), Answer)
+
+
+@pytest.mark.parametrize("date", DATES)
 @pytest.mark.parametrize("retry_after", DATES)
-async def test_no_date_and_no_retry_after_of_cloudflare_s_is_more_than_a_value(date: str, retry_after: str) -> None:
-    headers = {"Date": date, "Retry-After": retry_after}
-    assert isinstance(await client(answering(httpx.Response(200, content=OK, headers=headers))).graphql(b"{}"), Answer)
-    outcome = await client(answering(httpx.Response(503, content=b"", headers=headers))).graphql(b"{}")
-    assert isinstance(outcome, Refused)
-    waits = [failure.retry_after_seconds for failure in outcome.failures]
-    assert all(wait is None or 0 <= wait <= 3600 for wait in waits)
+def test_no_retry_after_of_cloudflare_s_is_more_than_a_value(date: str, retry_after: str) -> None:
+    (failure,) = classify(503, httpx.Headers({"Date": date, "Retry-After": retry_after}), b"")
+    assert 0 <= (failure.retry_after_seconds or 0) <= 3600
+
+
+@cache
+def a_client() -> CloudflareClient:
+    """One for many dates: to make one takes longer than to read a hundred."""
+    return client(answering(httpx.Response(200)))
 
 
 @given(st.text(alphabet="0123456789-+:, JanMonGMT.", max_size=60), st.text(max_size=40))
 def test_no_header_of_cloudflare_s_is_more_than_a_value(date: str, retry_after: str) -> None:
-    client(answering(httpx.Response(200)))._note_date(date)
+    a_client()._note_date(date)
     headers = {"date": date, "retry-after": retry_after}
     assert classify(503, headers, b"")[0].kind is ErrorKind.SERVER
 
@@ -118,7 +127,7 @@ def escaped(text: str) -> str:
 SPELLINGS: list[Callable[[str], str]] = [
     lambda token: token,
     escaped,
-    lambda token: escaped(token).replace("\\u00", "\\u00").upper().replace("\\U", "\\u"),
+    lambda token: escaped(token).upper().replace("\\U", "\\u"),
     lambda token: escaped(token[:5]) + token[5:],
     lambda token: token[:5] + escaped(token[5:]),
 ]
@@ -126,7 +135,7 @@ SPELLINGS: list[Callable[[str], str]] = [
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("before", [0, 50, 282, 290, 1190])
-@pytest.mark.parametrize("status", [200, 400, 403, 503])
+@pytest.mark.parametrize("status", [200, 403])
 async def test_a_token_that_cloudflare_echoes_is_in_no_message_however_json_spells_it(
     spelling: Callable[[str], str], before: int, status: int
 ) -> None:

@@ -73,7 +73,7 @@ async def test_what_became_of_the_buckets_is_told_per_destination(scene: Scene) 
     await scene.ledger.write(refuse, "prod", waiting[3:5], status=400, reason="out of bounds", now=NOW)
     await scene.ledger.write(set_aside, "prod", waiting[5:6], now=NOW)
     prod, lab, new = (await scene.report()).destinations
-    assert (prod.name, prod.url) == ("prod", "https://mimir.example.com/api/v1/push")
+    assert (prod.name, prod.url) == ("prod", "https://mimir.example.com/api/v1/push?***")
     assert (prod.acknowledged_buckets, prod.refused_buckets, prod.damaged_buckets, prod.expired_buckets) == (3, 2, 1, 0)
     assert (prod.pending_buckets, prod.pending_samples) == (2, 6)
     assert (lab.pending_buckets, lab.acknowledged_buckets, lab.oldest_pending_end) == (8, 0, T0 + 4 * HOUR)

@@ -92,7 +92,7 @@ class TokenAuth(httpx.Auth):
         return body.replace(token, b"***") if token in body else body
 
     def redacted_json(self, body: bytes) -> bytes:
-        """The same however JSON spells the token, at a hundred times the time: for the bodies of errors."""
+        """The same however JSON spells the token, at 15 ms a megabyte: for the bodies of errors."""
         return self._in_json.sub(b"***", body)
 
     def __repr__(self) -> str:

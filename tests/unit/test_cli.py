@@ -1,0 +1,654 @@
+"""The commands as a person gives them, in this process; a simulated Cloudflare and a receiver run in another thread."""
+
+import asyncio
+import getpass
+import io
+import json
+import logging
+import os
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import click
+import pytest
+import structlog
+from click.testing import CliRunner, Result
+from rich.console import Console
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tests.reports import DESTINATION, REPORT, SCOPE
+from tests.truth import SAME, difference, expected_content
+from worker import cli
+from worker.cli import main
+from worker.clock import SystemClock
+from worker.config import load_settings
+from worker.errors import UsageError
+from worker.ledger import Ledger, ScopeReport, present_scopes, record_scopes, scope_reports
+from worker.observe import Redactor
+from worker.remote_write.receiver import Failure, MemoryReceiver
+from worker.simulator.api import ACCEPTED_BEARER, SimulatedApi
+from worker.simulator.fleet import Fleet
+from worker.simulator.quota import QuotaLimits
+from worker.simulator.serving import serve
+
+HOUR = 3600
+REPLAY_HOURS = 5
+BEARER = "canary-bearer-5d1f"
+
+
+class Receiver(MemoryReceiver):
+    """One that, made to fail, repeats the request that it complains about, credentials and all."""
+
+    async def _answer(self, request: Request) -> Response:
+        if self.failure is None:
+            return await super()._answer(request)
+        return Response(f"{self.failure.text}: {request.url} {request.headers.items()}", self.failure.status)
+
+
+class World:
+    """A simulated Cloudflare and a receiver, in an event loop of their own thread."""
+
+    def __init__(self) -> None:
+        self.clock = SystemClock()
+        self.fleet = Fleet(seed=11, zones=3)
+        unlimited = QuotaLimits(graphql_requests=10**6, all_requests=10**6)
+        self.api = SimulatedApi(self.fleet, self.clock, quota=unlimited)
+        self.receiver = Receiver()
+        self._urls: Future[tuple[str, str]] = Future()
+        self._loop = asyncio.new_event_loop()
+        self._stopping = asyncio.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.api_url, self.write_url = self._urls.result()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        async with AsyncExitStack() as stack:
+            api_url = await stack.enter_async_context(serve(self.api))
+            self._urls.set_result((api_url, await stack.enter_async_context(self.receiver.listening())))
+            await self._stopping.wait()
+
+
+@pytest.fixture(scope="module")
+def world_of_all() -> Iterator[World]:
+    with World() as made:
+        yield made
+
+
+@pytest.fixture
+def world(world_of_all: World) -> World:
+    """The world as it was in the beginning."""
+    world_of_all.api.faults.clear()
+    world_of_all.receiver.failure = None
+    world_of_all.receiver.samples.clear()
+    world_of_all.receiver.answers.clear()
+    world_of_all.receiver.repeated_samples = 0
+    return world_of_all
+
+
+@dataclass
+class Scene:
+    """Somebody at a terminal, with settings for a worker between the two."""
+
+    world: World
+    ledger: Path
+    environment: dict[str, str | None] = field(default_factory=dict)
+
+    def cfrw(self, *arguments: str, **environment: str | None) -> Result:
+        given = CliRunner().invoke(main, arguments, env={**self.environment, **environment}, prog_name="cfrw")
+        assert given.exception is None or isinstance(given.exception, SystemExit), given.exc_info
+        assert "Traceback" not in given.output
+        return given
+
+    def collected(self) -> "Scene":
+        """The same after a run that collected and delivered everything."""
+        result = self.cfrw("run", "--once")
+        assert result.exit_code == 0, result.output
+        return self
+
+    def reports(self) -> tuple[ScopeReport, ...]:
+        async def read() -> tuple[ScopeReport, ...]:
+            ledger = Ledger.open_read_only(self.ledger)
+            try:
+                return await ledger.read(scope_reports, since=0, final_until=self.world.clock.now())
+            finally:
+                await ledger.close()
+
+        return asyncio.run(read())
+
+    def content(self) -> dict[str, list[Any]]:
+        """Every row of every table that a command could change."""
+        with sqlite3.connect(f"file:{self.ledger}?mode=ro", uri=True) as connection:
+            tables = ("bucket", "delivery", "job", "scope", "hole", "destination", "expectation")
+            return {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in tables}  # noqa: S608 - names above
+
+    def journal(self) -> list[dict[str, Any]]:
+        rows = self.content()["job"]
+        return [
+            {"arguments": json.loads(arguments), "reason": reason, "by": by, "state": state}
+            for _, _, arguments, reason, by, _, state, *_ in rows
+        ]
+
+
+@pytest.fixture
+def scene(world: World, tmp_path: Path) -> Scene:
+    return Scene(
+        world,
+        tmp_path / "ledger.db",
+        {
+            "CF_API_TOKEN": ACCEPTED_BEARER,
+            "CF_API_URL": world.api_url,
+            "CF_REPLAY_HOURS": str(REPLAY_HOURS),
+            "REMOTE_WRITE_URL": world.write_url,
+            "REMOTE_WRITE_BEARER_TOKEN": BEARER,
+            "LEDGER_PATH": str(tmp_path / "ledger.db"),
+            "LISTEN_ADDRESS": "127.0.0.1:0",
+        },
+    )
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Puts back what the set-up of logging changes in the process, and takes away what a user's shell may hold."""
+    for name in list(os.environ):
+        if name.startswith(("CF_", "REMOTE_WRITE_", "LEDGER_", "LISTEN_", "LOG_")):
+            monkeypatch.delenv(name)
+    root = logging.getLogger()
+    before = root.handlers, root.level
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    yield
+    root.handlers, root.level = before
+    logging.captureWarnings(False)
+    structlog.reset_defaults()
+
+
+def config_file(folder: Path, scene: Scene, **destination: object) -> Path:
+    """The settings of the scene as a file; its destination has further keys."""
+    file = folder / "config.yaml"
+    lines = [f"{name.lower()}: {value}" for name, value in scene.environment.items() if "REMOTE_WRITE" not in name]
+    lines += ["remote_write:", f"  - url: {scene.world.write_url}", "    name: default"]
+    lines += [f"    {key}: {json.dumps(value)}" for key, value in destination.items()]
+    file.write_text("\n".join(lines))
+    return file
+
+
+# --------------------------------------------------------------------------------------------------- help and usage
+
+COMMANDS = ("run", "check", "status", "resend", "simulate", "demo")
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    bare = CliRunner().invoke(main, [], prog_name="cfrw")
+    assert bare.exit_code == 0
+    assert bare.stdout == CliRunner().invoke(main, ["--help"], prog_name="cfrw").stdout
+    for command in COMMANDS:
+        assert f"  {command} " in bare.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    for option in ("-h", "--help"):
+        result = CliRunner().invoke(main, [command, option], prog_name="cfrw")
+        assert result.exit_code == 0
+        assert result.stdout.startswith(f"Usage: cfrw {command}")
+
+
+def test_the_version_is_told() -> None:
+    assert CliRunner().invoke(main, ["--version"]).stdout.startswith("cfrw, version ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["fly"], "No such command 'fly'"),
+        (["run", "--fast"], "--fast"),
+        (["resend"], "Missing option '--since'"),
+        (["--config", "x.yaml", "run"], "--config goes behind the command: cfrw run --config x.yaml"),
+        (["--resend-since", "3h", "status"], "--resend-since is a command by itself"),
+        (["simulate", "--zones", "0"], "Invalid value for '--zones'"),
+        (["simulate", "--listen", "nowhere"], "--listen nowhere:"),
+        (["demo", "--receiver", "thanos"], "Invalid value for '--receiver'"),
+    ],
+)
+def test_wrong_usage_is_told_with_exit_code_2(arguments: list[str], told: str) -> None:
+    result = CliRunner().invoke(main, arguments, prog_name="cfrw")
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"],
+        ["run", "--once"],
+        ["status"],
+        ["status", "--json"],
+        ["resend", "--since", "1h"],
+        ["--resend-since", "1h"],
+        ["check", "--config-only"],
+    ],
+)
+def test_mistakes_of_the_configuration_are_told_all_at_once_with_exit_code_2(
+    arguments: list[str], scene: Scene
+) -> None:
+    result = scene.cfrw(*arguments, CF_BUCKET_SECONDS="7", REMOTE_WRITE_URL=None, LOG_LEVEL="loud")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: The configuration has 3 mistakes:\n")
+    assert not scene.ledger.exists()
+
+
+def test_a_file_that_is_not_there_is_a_mistake_of_the_configuration(scene: Scene, tmp_path: Path) -> None:
+    result = scene.cfrw("status", "--config", str(tmp_path / "missing.yaml"))
+    assert result.exit_code == 2
+    assert "missing.yaml" in result.stderr
+
+
+# --------------------------------------------------------------------------------------------------- check
+
+
+def test_a_sound_configuration_is_shown_without_its_secrets(scene: Scene) -> None:
+    for option in ([], ["--json"]):
+        result = scene.cfrw("check", "--config-only", *option)
+        assert result.exit_code == 0
+        assert scene.world.api_url in result.stdout
+        assert ACCEPTED_BEARER not in result.output
+        assert BEARER not in result.output
+    shown = json.loads(scene.cfrw("check", "--config-only", "--json").stdout)
+    assert shown["CF_REPLAY_HOURS"] == str(REPLAY_HOURS)
+
+
+def test_a_check_of_more_than_the_configuration_does_not_exist_yet(scene: Scene) -> None:
+    result = scene.cfrw("check")
+    assert result.exit_code == 2
+    assert "--config-only" in result.stderr
+
+
+# --------------------------------------------------------------------------------------------------- run --once
+
+
+def test_once_collects_and_delivers_everything_that_is_due(scene: Scene) -> None:
+    result = scene.cfrw("run", "--once")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    wanted: dict[Any, dict[int, float]] = {}
+    for report, zone in zip(scene.reports(), sorted(scene.world.fleet.zones, key=lambda zone: zone.name), strict=True):
+        assert report.newest_end is not None
+        starts = range(report.newest_end - report.captured * HOUR, report.newest_end, HOUR)
+        assert report.captured >= REPLAY_HOURS - 1
+        wanted |= expected_content(scene.world.fleet, [zone], starts)
+    stored = {frozenset(labels): samples for labels, samples in scene.world.receiver.samples.items()}
+    assert difference(wanted, stored) == SAME
+
+
+def test_once_with_a_token_that_cloudflare_refuses_is_incomplete_and_says_so(scene: Scene) -> None:
+    result = scene.cfrw("run", "--once", CF_API_TOKEN="canary-wrong-token")
+    assert result.exit_code == 3
+    assert "Cloudflare refuses the API token; check CF_API_TOKEN" in result.stderr
+    assert "`cfrw status` shows it" in result.stderr
+    assert "canary-wrong-token" not in result.output
+
+
+def test_once_with_a_receiver_that_is_down_is_incomplete_and_says_so(scene: Scene, tmp_path: Path) -> None:
+    scene.world.receiver.failure = Failure(503, "closed for repairs")
+    quick = config_file(tmp_path, scene, queue_config={"min_backoff": "1ms", "max_backoff": "1ms"})
+    environment = dict.fromkeys(scene.environment)
+    scene.environment = environment
+    result = scene.cfrw("run", "--once", "--config", str(quick))
+    assert result.exit_code == 3
+    assert "closed for repairs" in result.stderr
+    assert "Giving up for this run" in result.stderr
+    shown = scene.cfrw("status", "--config", str(quick))
+    assert shown.exit_code == 3
+    assert "closed for repairs" in shown.stdout
+    scene.world.receiver.failure = None
+    assert scene.cfrw("run", "--once", "--config", str(quick)).exit_code == 0
+    assert scene.cfrw("status", "--config", str(quick)).exit_code == 0
+
+
+def test_once_with_a_receiver_that_refuses_is_incomplete_and_status_has_its_words(scene: Scene) -> None:
+    scene.world.receiver.failure = Failure(400, "out of bounds [/red] [bold]")
+    assert scene.cfrw("run", "--once").exit_code == 3
+    result = scene.cfrw("status")
+    assert result.exit_code == 3
+    assert "out of bounds [/red] [bold]" in result.stdout
+
+
+def test_a_ledger_that_another_worker_holds_is_told_with_exit_code_4(scene: Scene) -> None:
+    held = Ledger.open(scene.ledger)
+    try:
+        for arguments in (["run"], ["run", "--once"]):
+            result = scene.cfrw(*arguments)
+            assert result.exit_code == 4
+            assert f"another worker (process {os.getpid()}) holds the ledger" in result.stderr
+    finally:
+        asyncio.run(held.close())
+
+
+def test_a_file_that_is_no_ledger_is_told_with_exit_code_5(scene: Scene) -> None:
+    scene.ledger.write_bytes(b"this is not a database, " * 100)
+    for arguments in (["run"], ["run", "--once"], ["status"], ["resend", "--since", "1h"]):
+        result = scene.cfrw(*arguments)
+        assert result.exit_code == 5
+        assert f"{scene.ledger}" in result.stderr
+
+
+def test_a_place_where_no_ledger_can_be_is_told_with_exit_code_5(scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = scene.cfrw("run", "--once", LEDGER_PATH=str(tmp_path / "file" / "ledger.db"))
+    assert result.exit_code == 5
+    assert "LEDGER_PATH" in result.stderr
+
+
+def test_a_port_that_is_taken_is_told_with_exit_code_2(scene: Scene) -> None:
+    port = scene.world.api_url.split(":")[2].split("/")[0]
+    result = scene.cfrw("run", LISTEN_ADDRESS=f"127.0.0.1:{port}")
+    assert result.exit_code == 2
+    assert "LISTEN_ADDRESS" in result.stderr
+
+
+# --------------------------------------------------------------------------------------------------- status
+
+
+def test_status_without_a_ledger_says_what_makes_one(scene: Scene) -> None:
+    for option in ([], ["--json"]):
+        result = scene.cfrw("status", *option)
+        assert result.exit_code == 5
+        assert "there is no ledger" in result.stderr
+        assert "`cfrw run` makes it" in result.stderr
+    assert not scene.ledger.exists()
+
+
+def test_status_shows_zones_and_destinations_and_its_json_parses(scene: Scene) -> None:
+    scene.collected()
+    result = scene.cfrw("status")
+    assert result.exit_code == 0
+    for zone in scene.world.fleet.zones:
+        assert zone.name in result.stdout
+    report = json.loads(scene.cfrw("status", "--json").stdout)
+    assert {scope["scope"] for scope in report["scopes"]} == {zone.tag for zone in scene.world.fleet.zones}
+    assert all(scope["captured"] == scope["expected"] >= REPLAY_HOURS - 1 for scope in report["scopes"])
+    (destination,) = report["destinations"]
+    assert destination["pending_samples"] == 0
+    assert destination["acknowledged_buckets"] == sum(scope["captured"] for scope in report["scopes"])
+
+
+def test_a_status_of_many_zones_shows_the_worst_and_says_how_many_more_there_are() -> None:
+    scopes = tuple(replace(SCOPE, scope=f"{number}", name=f"zone-{number:03}.example") for number in range(60))
+    console = Console(file=io.StringIO(), width=200, markup=False)
+    cli.print_status(replace(REPORT, scope_count=60, scopes=scopes), console)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "zone-049.example" in shown
+    assert "zone-050.example" not in shown
+    assert "10 more are not shown: --json has all" in shown
+
+
+@pytest.mark.parametrize(
+    ("scope", "destination", "complete"),
+    [
+        ({}, {}, True),
+        ({"missing": 1}, {}, False),
+        ({}, {"pending_buckets": 1}, False),
+        ({}, {"refused_buckets": 1}, False),
+        ({}, {"expired_buckets": 1}, False),
+        ({}, {"damaged_buckets": 1}, False),
+    ],
+)
+def test_a_report_is_complete_when_nothing_is_missing_pending_refused_expired_or_damaged(
+    scope: dict[str, Any], destination: dict[str, Any], complete: object
+) -> None:
+    report = replace(REPORT, scopes=(replace(SCOPE, **scope),), destinations=(replace(DESTINATION, **destination),))
+    assert cli.is_complete(report) == complete
+
+
+def test_a_report_without_zones_is_not_complete() -> None:
+    assert not cli.is_complete(replace(REPORT, scopes=(), scope_count=0))
+
+
+# --------------------------------------------------------------------------------------------------- resend
+
+
+def test_a_dry_run_shows_what_would_be_sent_and_changes_nothing(scene: Scene) -> None:
+    scene.collected()
+    before = scene.content(), scene.ledger.read_bytes(), sum(scene.world.receiver.answers.values())
+    result = scene.cfrw("resend", "--since", "10h", "--dry-run")
+    assert result.exit_code == 0
+    assert "Would be sent again" in result.stdout
+    (count,) = json.loads(scene.cfrw("resend", "--since", "10h", "--dry-run", "--json").stdout)
+    captured = sum(report.captured for report in scene.reports())
+    assert (count["destination"], count["state"], count["buckets"]) == ("default", "acknowledged", captured)
+    assert (scene.content(), scene.ledger.read_bytes(), sum(scene.world.receiver.answers.values())) == before
+
+
+def test_a_resend_pushes_the_same_samples_again_and_is_on_record(scene: Scene) -> None:
+    scene.collected()
+    samples = sum(map(len, scene.world.receiver.samples.values()))
+    result = scene.cfrw("resend", "--since", "10h", "--reason", "the disk was swapped")
+    assert result.exit_code == 0, result.output
+    assert scene.world.receiver.repeated_samples == samples
+    (entry,) = scene.journal()
+    assert entry["reason"] == "the disk was swapped"
+    assert entry["by"] == f"{getpass.getuser()}@{os.uname().nodename}"
+    assert entry["state"] == "done"
+    (count,) = json.loads(scene.cfrw("resend", "--since", "10h", "--json").stdout)
+    assert (count["state"], count["samples"]) == ("acknowledged", samples)
+
+
+@pytest.mark.parametrize("order", ["short", "long", "short with a file", "file first"])
+def test_resend_since_is_the_same_in_every_form(order: str, scene: Scene, tmp_path: Path) -> None:
+    scene.collected()
+    file = ["--config", str(config_file(tmp_path, scene))]
+    if "file" in order:
+        scene.environment = dict.fromkeys(scene.environment)
+    arguments = {
+        "short": ["--resend-since", "4h"],
+        "long": ["resend", "--since", "4h"],
+        "short with a file": ["--resend-since", "4h", *file],
+        "file first": [*file, "--resend-since", "4h"],
+    }[order]
+    before = int(time.time())
+    result = scene.cfrw(*arguments)
+    assert result.exit_code == 0, result.output
+    (entry,) = scene.journal()
+    assert before <= entry["arguments"]["until"] <= time.time()
+    assert entry["arguments"]["until"] - entry["arguments"]["since"] in {4 * HOUR, 4 * HOUR + 1}
+    assert entry["state"] == "done"
+    assert scene.world.receiver.repeated_samples > 0
+
+
+def test_a_resend_may_be_of_one_zone_by_its_name_or_its_id(scene: Scene) -> None:
+    scene.collected()
+    zone = scene.world.fleet.zones[1]
+    captured = {report.tag: report.captured for report in scene.reports()}[zone.tag]
+    for given in (zone.name, zone.tag):
+        (count,) = json.loads(scene.cfrw("resend", "--since", "10h", "--zone", given, "--dry-run", "--json").stdout)
+        assert count["buckets"] == captured
+
+
+def test_a_zone_that_has_disappeared_can_be_sent_again(scene: Scene) -> None:
+    scene.collected()
+    gone = scene.world.fleet.zones[0]
+
+    async def let_it_disappear() -> None:
+        ledger = Ledger.open(scene.ledger)
+        left = [scope for scope in await ledger.read(present_scopes) if scope.tag != gone.tag]
+        await ledger.write(record_scopes, left, scene.world.clock.now())
+        await ledger.close()
+
+    asyncio.run(let_it_disappear())
+    assert scene.cfrw("resend", "--since", "10h", "--zone", gone.name).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--since", "yesterday"], "--since: 'yesterday' is no time"),
+        (["--since", "30"], "--since: '30' is no time"),
+        (["--since", "999999999d"], "--since: '999999999d' lies before 1970"),
+        (["--since", "9999999999"], "--since 9999999999 is in the future"),
+        (["--since", "9999-12-31T23:59:59-14:00"], "is in the future"),
+        (["--since", "1h", "--until", "2h"], "nothing lies between --since"),
+        (["--since", "1h", "--until", "2999-01-01"], "--until 2999-01-01 is in the future"),
+        (["--since", "1h", "--until", "soon"], "--until: 'soon' is no time"),
+        (["--since", "1h", "--zone", "no-such-zone"], "--zone no-such-zone is not known"),
+        (["--since", "1h", "--dataset", "http_request"], "is not known; did you mean http_requests?"),
+        (["--since", "1h", "--destination", "defualt"], "is not known; did you mean default?"),
+    ],
+)
+def test_what_cannot_be_sent_again_is_told_with_exit_code_2_and_not_put_on_record(
+    arguments: list[str], told: str, scene: Scene
+) -> None:
+    scene.collected()
+    result = scene.cfrw("resend", *arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert scene.journal() == []
+
+
+def test_a_zone_that_is_misspelt_is_told_with_the_nearest_name(scene: Scene) -> None:
+    scene.collected()
+    name = scene.world.fleet.zones[0].name
+    result = scene.cfrw("resend", "--since", "1h", "--zone", name[:-1])
+    assert result.exit_code == 2
+    assert name in result.stderr
+
+
+def test_a_resend_to_a_receiver_that_is_down_is_incomplete_and_stays_on_record(scene: Scene, tmp_path: Path) -> None:
+    scene.collected()
+    quick = config_file(tmp_path, scene, queue_config={"min_backoff": "1ms", "max_backoff": "1ms"})
+    scene.environment = dict.fromkeys(scene.environment)
+    scene.world.receiver.failure = Failure(503)
+    result = scene.cfrw("resend", "--since", "10h", "--config", str(quick))
+    assert result.exit_code == 3
+    assert "pending" in result.stdout
+    (entry,) = scene.journal()
+    assert entry["state"] == "done"
+    scene.world.receiver.failure = None
+    assert scene.cfrw("run", "--once", "--config", str(quick)).exit_code == 0
+    assert scene.world.receiver.repeated_samples > 0
+
+
+def test_a_resend_of_nothing_says_so(scene: Scene) -> None:
+    scene.collected()
+    result = scene.cfrw("resend", "--since", "1s")
+    assert result.exit_code == 0
+    assert "To be sent again: nothing" in result.stdout
+
+
+def test_without_a_ledger_there_is_nothing_to_send_again(scene: Scene) -> None:
+    result = scene.cfrw("resend", "--since", "1h")
+    assert result.exit_code == 5
+    assert "there is no ledger" in result.stderr
+    assert not scene.ledger.exists()
+
+
+def test_a_user_without_a_name_is_on_record_by_number(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.collected()
+
+    def unknown() -> str:
+        message = "getpwuid(): uid not found: 65532"
+        raise KeyError(message)
+
+    monkeypatch.setattr(getpass, "getuser", unknown)
+    assert scene.cfrw("resend", "--since", "10h").exit_code == 0
+    assert scene.journal()[0]["by"] == f"uid {os.getuid()}@{os.uname().nodename}"
+
+
+# --------------------------------------------------------------------------------------------------- secrets
+
+CANARIES = {
+    "header": "canary-header-31aa",
+    "basic": "canary-password-88ce",
+    "query": "canary-query-04b2",
+    "bare": "canary-bare-token-9e77",
+    "token": "canary-token-6a0d",
+}
+
+
+@pytest.mark.parametrize("failure", [None, 400, 401, 503])
+def test_no_secret_comes_out_of_any_command_at_debug_or_stands_in_the_ledger(
+    failure: int | None, scene: Scene, tmp_path: Path
+) -> None:
+    key = f"?key={CANARIES['query']}"
+    scene.world.receiver.failure = None if failure is None else Failure(failure)
+    scene.world.api._tokens = frozenset({ACCEPTED_BEARER, CANARIES["token"]})
+    scene.environment["CF_API_TOKEN"] = CANARIES["token"]
+    file = config_file(tmp_path, scene)
+    quick = {"min_backoff": "1ms", "max_backoff": "1ms"}
+    destinations: list[dict[str, Any]] = [
+        {"name": "basic", "url": scene.world.write_url, "basic_auth": {"username": "u", "password": CANARIES["basic"]}},
+        {"name": "header", "url": scene.world.write_url, "headers": {"X-Key": CANARIES["header"]}},
+        {"name": "bare", "url": scene.world.write_url, "headers": {"Authorization": f"Token {CANARIES['bare']}"}},
+        {"name": "query", "url": scene.world.write_url + key, "bearer_token": BEARER},
+    ]
+    head = file.read_text().split("remote_write:")[0]
+    entries = [{**destination, "queue_config": quick} for destination in destinations]
+    file.write_text(f"{head}log_level: debug\nremote_write: {json.dumps(entries)}\n")
+    scene.environment = dict.fromkeys(scene.environment)
+    said = ""
+    for arguments in (
+        ["check", "--config-only"],
+        ["run", "--once"],
+        ["status"],
+        ["status", "--json"],
+        ["resend", "--since", "10h", "--reason", f"with {CANARIES['header']}"],
+        ["resend", "--since", "later"],
+        ["--resend-since", "3h"],
+    ):
+        said += scene.cfrw(*arguments, "--config", str(file)).output
+    kept = b"".join(path.read_bytes() for path in tmp_path.glob("ledger.db*"))
+    for secret in (*CANARIES.values(), BEARER):
+        assert secret not in said
+        assert secret.encode() not in kept
+    # What a receiver repeated was shown, as far as it is no secret.
+    assert failure is None or "x-prometheus-remote-write-version" in said
+
+
+def test_the_name_of_a_tenant_is_no_secret_and_the_log_stays_readable(scene: Scene, tmp_path: Path) -> None:
+    headers = {"X-Scope-OrgID": "1", "THANOS-TENANT": "team-a", "X-Mode": "on", "Authorization": "Bearer tok-93fd"}
+    settings = load_settings(config_file(tmp_path, scene, headers=headers), {})
+    line = "tenant 1 team-a turns on 1 of 11 with Bearer tok-93fd, and tok-93fd alone"
+    assert Redactor(cli._secrets(settings)).text(line) == "tenant 1 team-a turns on 1 of 11 with ***, and *** alone"
+
+
+def test_every_secret_of_the_configuration_is_known_to_the_log(scene: Scene, tmp_path: Path) -> None:
+    basic = {"username": "ops", "password": "s3cret-pass"}
+    settings = load_settings(config_file(tmp_path, scene, basic_auth=basic), {})
+    redactor = Redactor(cli._secrets(settings))
+    for text in (ACCEPTED_BEARER, "s3cret-pass", "b3BzOnMzY3JldC1wYXNz", "ops:s3cret-pass"):
+        assert "***" in redactor.text(text)
+        assert text not in redactor.text(text)
+
+
+def test_errors_of_the_worker_are_one_message_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_file: Path | None) -> None:
+        message = "what happened, and what to do"
+        raise UsageError(message)
+
+    monkeypatch.setattr(cli, "_settings", fail)
+    result = CliRunner().invoke(main, ["status"])
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", "error: what happened, and what to do\n")
+
+
+def test_the_commands_of_these_tests_are_all_there_are() -> None:
+    assert isinstance(main, click.Group)
+    assert set(main.commands) == set(COMMANDS)

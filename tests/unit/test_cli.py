@@ -36,6 +36,7 @@ from worker.ledger import Ledger, ScopeReport, present_scopes, record_scopes, sc
 from worker.observe import Redactor
 from worker.remote_write.receiver import Failure, MemoryReceiver
 from worker.simulator.api import ACCEPTED_BEARER, SimulatedApi
+from worker.simulator.faults import HttpStatus
 from worker.simulator.fleet import Fleet
 from worker.simulator.quota import QuotaLimits
 from worker.simulator.serving import serve
@@ -305,6 +306,14 @@ def test_once_with_a_token_that_cloudflare_refuses_is_incomplete_and_says_so(sce
     assert "Cloudflare refuses the API token; check CF_API_TOKEN" in result.stderr
     assert "`cfrw status` shows it" in result.stderr
     assert "canary-wrong-token" not in result.output
+
+
+def test_once_without_cloudflare_is_incomplete_even_where_nothing_is_known_to_be_missing(scene: Scene) -> None:
+    scene.collected()
+    scene.world.api.faults.add(HttpStatus(is_html=True))
+    result = scene.cfrw("run", "--once")
+    assert result.exit_code == 3
+    assert "The zones could not be listed; the last list stays in force" in result.stderr
 
 
 def test_once_with_a_receiver_that_is_down_is_incomplete_and_says_so(scene: Scene, tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 #   docker build --tag cloudflare-remote-write:0.1.0 .
 #   docker run --read-only --cap-drop ALL --volume cfrw:/data --env-file cfrw.env cloudflare-remote-write:0.1.0
 #
+# A destination that is Amazon's or Azure's managed Prometheus needs one package more: --build-arg EXTRAS=aws, or azure,
+# or "aws azure" (the extras of pyproject.toml).
+#
 # The base is a moving tag, so that a rebuild picks up its security fixes. For builds that repeat to the byte, hand in the
 # same tag with a digest: --build-arg BASE=python:3.13-slim-trixie@sha256:...
 ARG BASE=python:3.13-slim-trixie
@@ -14,10 +17,13 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore
 # First what rarely changes: the packages, each checked against its hash. What builds the wheel goes into this stage's own
 # Python and stays behind; /opt/cfrw holds what runs, without pip.
-COPY requirements/build.txt requirements/run.txt requirements/
+COPY requirements/aws.txt requirements/azure.txt requirements/build.txt requirements/run.txt requirements/
+ARG EXTRAS=""
 RUN python -m pip install --require-hashes --only-binary :all: --requirement requirements/build.txt \
  && python -m venv --without-pip /opt/cfrw \
- && python -m pip --python /opt/cfrw/bin/python install --require-hashes --only-binary :all: --requirement requirements/run.txt
+ && set -- requirements/run.txt \
+ && for extra in ${EXTRAS}; do set -- "$@" --requirement "requirements/${extra}.txt"; done \
+ && python -m pip --python /opt/cfrw/bin/python install --require-hashes --only-binary :all: --requirement "$@"
 COPY pyproject.toml README.md LICENSE ./
 COPY worker worker
 RUN python -m pip wheel --no-index --no-deps --no-build-isolation --wheel-dir /wheel . \

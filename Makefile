@@ -54,7 +54,9 @@ format: setup-test
 lock:
 	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --extra simulator pyproject.toml -o requirements/run.txt
 	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header requirements/build.in -o requirements/build.txt
-	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --group test -c requirements/run.txt -c requirements/build.txt pyproject.toml -o requirements/test.txt
+	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --extra aws -c requirements/run.txt -c requirements/build.txt pyproject.toml -o requirements/aws.txt
+	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --extra azure -c requirements/run.txt -c requirements/build.txt -c requirements/aws.txt pyproject.toml -o requirements/azure.txt
+	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --group test -c requirements/run.txt -c requirements/build.txt -c requirements/aws.txt -c requirements/azure.txt pyproject.toml -o requirements/test.txt
 
 # Generates the messages anew from proto/*.proto; needs the requirement group `proto` in .venv.
 proto:

@@ -1,7 +1,7 @@
 """Measures the worker beside vmagent on this machine and prints tables; `make bench` runs it.
 
-    python -m benchmarks                  about 5 minutes
-    python -m benchmarks --full           also a backlog of 10 million samples against one of 1 million
+    python -m benchmarks                  about 10 minutes
+    python -m benchmarks --short          without the backlog of 10 million samples, about 6 minutes
 
 Everything happens on 127.0.0.1 and in temporary folders. Nothing is asserted but that no sample is lost: numbers belong
 to the machine and to what else it does.
@@ -9,6 +9,7 @@ to the machine and to what else it does.
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from statistics import median
 from benchmarks.collecting import Collection, collect_fleet, seconds_to_first_request
 from benchmarks.comparison import (
     VMAGENT_FLAGS,
+    WORKER_MESSAGES,
     Delivery,
     as_argument,
     deliver_by_vmagent,
@@ -32,17 +34,24 @@ from benchmarks.comparison import (
 from benchmarks.load import WIDTH_SECONDS, Load
 from benchmarks.processes import Measured, run
 from benchmarks.receiving import Arrival
+from benchmarks.refusals import PROMETHEUS_QUEUES, lost_by_prometheus, lost_by_vmagent, lost_by_worker
 from tests.fetch_receivers import locate
 from worker.cloudflare import WINDOWS_PER_QUERY
+from worker.config import Message
+from worker.observe import configure_logging
 
 RESULTS = Path(__file__).resolve().parent.parent / ".cache" / "benchmarks" / "results.json"
-
-WORKER = "cloudflare-remote-write"
 
 # Samples of a series in a row in the requests of the direct sender: as the worker sends, and as vmagent does.
 _DIRECT_WINDOWS = (100, 1)
 
 _MILLION = 1_000_000
+
+DEFAULT = "cloudflare-remote-write, 2.0"
+"""The one of WORKER_MESSAGES that the worker finds by itself to this receiver: targets are about it."""
+
+BACKLOGS = (_MILLION, 10 * _MILLION)
+"""Samples that wait: a small backlog, and one ten times as large that must drain as fast."""
 
 
 @dataclass
@@ -56,7 +65,8 @@ class Results:
     decoding:     Cloudflare's JSON to samples.
     startup:      seconds to the first request, one per try.
     fleet:        one window of many zones.
-    backlogs:     deliveries by size of the backlog in samples.
+    lost:         by sender, good samples that one that is refused took along, of 9,999.
+    backlogs:     deliveries by size of the backlog in samples, one per round.
     """
 
     load: Load
@@ -68,7 +78,8 @@ class Results:
     decoding: list[Measured] = field(default_factory=list)
     startup: list[float] = field(default_factory=list)
     fleet: Collection | None = None
-    backlogs: dict[int, Delivery] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
+    backlogs: dict[int, list[Delivery]] = field(default_factory=dict)
 
 
 async def compare(results: Results, prometheus: Path, vmagent: Path | None, rounds: int) -> None:
@@ -76,8 +87,9 @@ async def compare(results: Results, prometheus: Path, vmagent: Path | None, roun
     load = results.load
     for number in range(1, rounds + 1):
         results.load_average.append(os.getloadavg()[0])
-        _say(f"round {number} of {rounds}: {WORKER}")
-        results.deliveries.setdefault(WORKER, []).append(await deliver_by_worker(load, prometheus))
+        for name, message in WORKER_MESSAGES.items():
+            _say(f"round {number} of {rounds}: {name}")
+            results.deliveries.setdefault(name, []).append(await deliver_by_worker(load, prometheus, message))
         for name, flags in VMAGENT_FLAGS.items():
             if vmagent is None:
                 continue
@@ -89,7 +101,30 @@ async def compare(results: Results, prometheus: Path, vmagent: Path | None, roun
             results.limits.setdefault(windows, []).append(await deliver_directly(load, prometheus, windows))
 
 
-async def measure_the_rest(results: Results, prometheus: Path, *, rounds: int, zones: int, full: bool) -> None:
+async def compare_refusals(results: Results, prometheus: Path, vmagent: Path | None) -> None:
+    """What one refused sample takes along, at every sender."""
+    _say("one refused sample among 10,000")
+    for name, message in WORKER_MESSAGES.items():
+        results.lost[name] = await lost_by_worker(prometheus, message)
+    for name, flags in VMAGENT_FLAGS.items():
+        if vmagent is not None:
+            results.lost[name] = await lost_by_vmagent(prometheus, vmagent, flags)
+    for name, queue in PROMETHEUS_QUEUES.items():
+        results.lost[name] = await lost_by_prometheus(prometheus, queue)
+
+
+async def compare_backlogs(results: Results, prometheus: Path, rounds: int) -> None:
+    """A small and a large backlog in turn, in the version that the worker finds by itself."""
+    load = results.load
+    for number in range(1, rounds + 1):
+        for samples in BACKLOGS:
+            _say(f"round {number} of {rounds}: a backlog of {samples:,} samples")
+            minutes = samples // (load.zones * load.series_per_zone)
+            backlog = recent_load(load.zones, load.series_per_zone, minutes)
+            results.backlogs.setdefault(samples, []).append(await deliver_by_worker(backlog, prometheus, Message.V2))
+
+
+async def measure_the_rest(results: Results, *, rounds: int, zones: int) -> None:
     """What has no peer."""
     load = results.load
     _say("capture while catching up, decoding, start-up")
@@ -102,12 +137,6 @@ async def measure_the_rest(results: Results, prometheus: Path, *, rounds: int, z
         results.startup.append(await seconds_to_first_request())
     _say(f"one window of {zones:,} zones")
     results.fleet = await collect_fleet(zones)
-    for samples in (_MILLION, 10 * _MILLION) if full else ():
-        minutes = samples // (load.zones * load.series_per_zone)
-        _say(f"a backlog of {samples:,} samples")
-        results.backlogs[samples] = await deliver_by_worker(
-            recent_load(load.zones, load.series_per_zone, minutes), prometheus
-        )
 
 
 def recent_load(zones: int, series_per_zone: int, minutes: int) -> Load:
@@ -163,24 +192,67 @@ def tables(results: Results) -> Iterator[str]:
             f"{results.fleet.rest_requests} REST requests in {measured.wall_seconds:.1f} s, "
             f"{measured.cpu_seconds:.1f} s of CPU, peak RSS {measured.peak_rss_bytes / _MILLION:.0f} MB"
         )
-    for samples, delivery in results.backlogs.items():
+    if results.lost:
+        yield "good samples lost of 9,999, when the receiver refuses the one that travels with them:"
+    for name, lost in results.lost.items():
+        yield _row(f"  {name}", f"{lost:,}")
+    for samples, rounds in results.backlogs.items():
+        cpu = median(each.drain_cpu_seconds for each in rounds) / samples * _MILLION
         yield (
-            f"backlog of {samples:,} samples: {samples / delivery.arrival.seconds:,.0f} samples/s, "
-            f"{delivery.drain_cpu_seconds / samples * _MILLION:.2f} s of CPU per million to drain, "
-            f"peak RSS {delivery.peak_rss_bytes / _MILLION:.0f} MB"
+            f"backlog of {samples:,} samples: {_drain_rate(samples, rounds):,.0f} samples/s, "
+            f"{cpu:.2f} s of CPU per million to drain, peak RSS {_peak_megabytes(rounds):.0f} MB"
         )
+    yield ""
+    yield from _targets(results)
+
+
+def _targets(results: Results) -> Iterator[str]:
+    """What docs/performance.md promises, in the version that the worker finds by itself, and whether it was met."""
+    millions = results.load.samples / _MILLION
+    ours = results.deliveries[DEFAULT]
+    yield _row("targets", "measured", "target", "")
+    for peer in VMAGENT_FLAGS:
+        if peer in results.deliveries:
+            ratio = median(_times_as_fast(ours, results.deliveries[peer]))
+            yield _target(f"  drain, times {peer}", ratio, 3.0, met=ratio >= 3.0)
+    cpu = median(each.take_in_cpu_seconds + each.drain_cpu_seconds for each in ours) / millions
+    yield _target("  CPU, capture to acknowledgement, s/M", cpu, 1.0, met=cpu <= 1.0)
+    disk = median(each.disk_bytes for each in ours) / results.load.samples
+    yield _target("  bytes on disk per sample", disk, 15.0, met=disk <= 15.0)
+    if results.backlogs:
+        small, large = (_drain_rate(samples, results.backlogs[samples]) for samples in BACKLOGS)
+        yield _target("  drain, 10 M over 1 M", large / small, 0.85, met=large >= 0.85 * small)
+        peak = max(map(_peak_megabytes, results.backlogs.values()))
+        yield _target("  peak RSS, MB", peak, 150.0, met=peak <= 150.0)
+    if results.lost:
+        yield _target("  good samples lost of 9,999", results.lost[DEFAULT], 0.0, met=results.lost[DEFAULT] == 0)
+
+
+def _target(name: str, measured: float, target: float, *, met: bool) -> str:
+    return _row(name, f"{measured:,.2f}", f"{target:g}", "met" if met else "MISSED")
+
+
+def _drain_rate(samples: int, rounds: Sequence[Delivery]) -> float:
+    return median(samples / each.arrival.seconds for each in rounds)
+
+
+def _peak_megabytes(rounds: Sequence[Delivery]) -> float:
+    return max(each.peak_rss_bytes for each in rounds) / _MILLION
+
+
+def _times_as_fast(ours: Sequence[Delivery], theirs: Sequence[Delivery]) -> list[float]:
+    """Round by round: what both had to bear is left out."""
+    return [their.arrival.seconds / our.arrival.seconds for our, their in zip(ours, theirs, strict=True)]
 
 
 def _ratios(results: Results) -> Iterator[str]:
-    """How many times as fast as each peer the worker drained, round by round: what both had to bear is left out."""
-    worker = results.deliveries[WORKER]
-    for name, rounds in results.deliveries.items():
-        if name != WORKER:
-            ratios = [
-                theirs.arrival.seconds / ours.arrival.seconds for ours, theirs in zip(worker, rounds, strict=True)
-            ]
-            by_round = ", ".join(f"{each:.1f}" for each in ratios)
-            yield f"  drained {median(ratios):.1f} times as fast as {name} (by round: {by_round})"
+    """How many times as fast as each peer the worker drained."""
+    for worker, peer in itertools.product(WORKER_MESSAGES, VMAGENT_FLAGS):
+        if peer not in results.deliveries:
+            continue
+        ratios = _times_as_fast(results.deliveries[worker], results.deliveries[peer])
+        by_round = ", ".join(f"{each:.1f}" for each in ratios)
+        yield f"  {worker} drained {median(ratios):.1f} times as fast as {peer} (by round: {by_round})"
 
 
 async def main(arguments: Sequence[str]) -> int:
@@ -192,19 +264,23 @@ async def main(arguments: Sequence[str]) -> int:
         return 1
     if vmagent is None:
         _say("!!! vmagent is not there: the worker is measured without its peer")
+    configure_logging("error", "console", ())
     # What ends this process by a signal has to end its children too.
     task = asyncio.current_task()
     if task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     results = Results(recent_load(options.zones, options.series, options.minutes))
     await compare(results, prometheus, vmagent, options.rounds)
-    await measure_the_rest(results, prometheus, rounds=options.rounds, zones=options.fleet, full=options.full)
+    await compare_refusals(results, prometheus, vmagent)
+    await measure_the_rest(results, rounds=options.rounds, zones=options.fleet)
+    if not options.short:
+        await compare_backlogs(results, prometheus, options.rounds)
     print(*tables(results), sep="\n")
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(asdict(results), indent=2) + "\n")
     print(f"\n{options.json}")
-    deliveries = [each for rounds in results.deliveries.values() for each in rounds]
-    return int(any(each.missing_samples for each in [*deliveries, *results.backlogs.values()]))
+    deliveries = [*results.deliveries.values(), *results.backlogs.values()]
+    return int(any(each.missing_samples for rounds in deliveries for each in rounds))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -214,9 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--series", type=int, default=100, help="series of each zone (100)")
     parser.add_argument("--minutes", type=int, default=1000, help="windows of each series (1000)")
     parser.add_argument("--fleet", type=int, default=1000, help="zones of which one window is captured (1000)")
-    parser.add_argument(
-        "--full", action="store_true", help="also compare a backlog of 10 million samples with 1 million"
-    )
+    parser.add_argument("--short", action="store_true", help="leave out the backlog of 10 million samples")
     parser.add_argument(
         "--json", type=Path, default=RESULTS, help="where the numbers go (.cache/benchmarks/results.json)"
     )
@@ -224,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _row(name: str, *columns: str) -> str:
-    return f"{name:<40}" + "".join(f"{column:>11}" for column in columns)
+    return f"{name:<50}" + "".join(f"{column:>11}" for column in columns)
 
 
 def _say(line: str) -> None:

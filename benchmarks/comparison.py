@@ -20,7 +20,14 @@ from benchmarks.receiving import Arrival, arrival, check_stored
 from benchmarks.sender import OUT_OF_ORDER_SECONDS
 from benchmarks.vmagent import Vmagent
 from tests.receivers import PrometheusServer, Receiver
+from worker.config import Message
 from worker.remote_write import compress, write_request
+
+WORKER_MESSAGES = {
+    "cloudflare-remote-write, 1.0": Message.V1,
+    "cloudflare-remote-write, 2.0": Message.V2,
+}
+"""What the worker speaks. To this receiver it is 2.0, unless it is told otherwise; the peer speaks 1.0."""
 
 VMAGENT_FLAGS = {
     "vmagent, as it is": (),
@@ -49,7 +56,7 @@ class Delivery:
     missing_samples: int
 
 
-async def deliver_by_worker(load: Load, prometheus: Path) -> Delivery:
+async def deliver_by_worker(load: Load, prometheus: Path, message: Message) -> Delivery:
     """Capture into a ledger as the windows become final, then drain it."""
     with tempfile.TemporaryDirectory(prefix="cfrw-bench-") as folder:
         ledger = Path(folder, "ledger.db")
@@ -57,7 +64,7 @@ async def deliver_by_worker(load: Load, prometheus: Path) -> Delivery:
         disk_bytes = _bytes_in(Path(folder))
         async with (
             _receiver(prometheus) as receiver,
-            started("benchmarks.sender", "drain", str(ledger), receiver.write_url) as drain,
+            started("benchmarks.sender", "drain", str(ledger), receiver.write_url, message) as drain,
         ):
             seen = await arrival(receiver, load.samples, give_up_seconds=TASK_SECONDS)
             drained = await result_of(drain)

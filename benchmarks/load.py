@@ -16,17 +16,19 @@ from worker.buckets import Batch, Bucket, StoredBucket, Window
 from worker.cloudflare.catalogue import DATASETS
 from worker.cloudflare.zone import Zone
 from worker.ledger import Scope
-from worker.series import label_block
+from worker.series import MetricMetadata, label_block
 
 DATASET = DATASETS["http_requests"]
 
-METRIC_NAMES = tuple(
-    metric.name
-    for metric in (
-        *(total.metric for total in DATASET.totals),
-        *(metric for breakdown in DATASET.breakdowns for _, metric in breakdown.values),
-    )
+_METRICS = (
+    *(total.metric for total in DATASET.totals),
+    *(metric for breakdown in DATASET.breakdowns for _, metric in breakdown.values),
 )
+
+METRIC_NAMES = tuple(metric.name for metric in _METRICS)
+
+METADATA = {metric.name: MetricMetadata(help=metric.help, unit=metric.unit) for metric in _METRICS}
+"""What requests of remote write 2.0 say about every metric."""
 
 WIDTH_SECONDS = 60
 

@@ -1,11 +1,12 @@
 """The processes whose CPU time and memory are measured, one task each; every one ends by itself.
 
     python -m benchmarks.sender capture LOAD LEDGER WINDOWS    the load into a ledger, WINDOWS windows a transaction
-    python -m benchmarks.sender drain LEDGER URL               a ledger's backlog to a receiver, by the worker's pusher
+    python -m benchmarks.sender drain LEDGER URL MESSAGE       a ledger's backlog to a receiver, by the worker's pusher
     python -m benchmarks.sender direct LOAD URL WINDOWS        requests made beforehand, to find the receiver's limit
     python -m benchmarks.sender collect API TOKEN LEDGER NOW   one window of every zone there, to a ledger
 
-LOAD is `benchmarks.load.Load` as JSON. What was measured is printed as JSON.
+LOAD is `benchmarks.load.Load` as JSON, MESSAGE what Prometheus calls `protobuf_message`. What was measured is printed
+as JSON.
 """
 
 import asyncio
@@ -21,14 +22,14 @@ from urllib.parse import urlsplit
 import apsw
 from pydantic import SecretStr
 
-from benchmarks.load import Load
+from benchmarks.load import METADATA, Load
 from benchmarks.processes import Measured, Stopwatch
 from worker import __version__
 from worker.clock import ScaledClock, SystemClock
 from worker.cloudflare import ZONES_PER_QUERY, CloudflareApi
 from worker.collect import LOOP as COLLECT
 from worker.collect import Collector
-from worker.config import CloudflareSettings, DestinationSettings
+from worker.config import CloudflareSettings, DestinationSettings, Message
 from worker.health import Health
 from worker.ledger import Ledger, backlogs, capture, record_scopes, register_destinations
 from worker.observe import Metrics, configure_logging
@@ -46,9 +47,10 @@ HOUR_SECONDS = 3600
 _CONNECTIONS = 4
 
 
-async def capture_load(load: Load, path: Path, windows: int) -> Measured:
+async def capture_load(load: Load, path: Path, windows: int, *, strict: bool = False) -> Measured:
     """Capture as the collector does: the answers of one query, ten zones of `windows` windows, in one transaction.
 
+    `strict` queues it for a receiver that takes nothing out of order.
     Making the samples up is not counted: they come from an answer that was decoded, which is measured by itself.
     """
     clock = SystemClock()
@@ -57,7 +59,7 @@ async def capture_load(load: Load, path: Path, windows: int) -> Measured:
     with stopwatch:
         ledger = Ledger.open(path)
         await ledger.write(record_scopes, load.scopes, clock.now())
-        await ledger.write(register_destinations, {DESTINATION: False}, replay_since=0, now=clock.now())
+        await ledger.write(register_destinations, {DESTINATION: strict}, replay_since=0, now=clock.now())
     for minutes in _cut(range(load.minutes), windows):
         for zones in _cut(range(load.zones), ZONES_PER_QUERY):
             buckets = [load.bucket(zone, minute) for zone in zones for minute in minutes]
@@ -69,15 +71,17 @@ async def capture_load(load: Load, path: Path, windows: int) -> Measured:
     return stopwatch.measured(samples)
 
 
-async def drain_ledger(path: Path, url: str) -> Measured:
-    """Deliver all that is pending."""
+async def drain_ledger(
+    path: Path, url: str, message: Message, *, window_seconds: int = OUT_OF_ORDER_SECONDS
+) -> Measured:
+    """Deliver all that is pending to a receiver with that out-of-order window."""
     clock = SystemClock()
     stopwatch = Stopwatch()
     with stopwatch:
         ledger = Ledger.open(path)
         [before] = await ledger.read(backlogs)
         destination = DestinationSettings(
-            name=DESTINATION, url=url, out_of_order_time_window_seconds=OUT_OF_ORDER_SECONDS
+            name=DESTINATION, url=url, out_of_order_time_window_seconds=window_seconds, protobuf_message=message
         )
         health = Health(clock)
         metrics = Metrics(
@@ -85,7 +89,14 @@ async def drain_ledger(path: Path, url: str) -> Measured:
         )
         sender = RemoteWriteClient(destination, clock)
         pusher = Pusher(
-            destination, ledger=ledger, sender=sender, clock=clock, health=health, metrics=metrics, attempts_allowed=1
+            destination,
+            ledger=ledger,
+            sender=sender,
+            clock=clock,
+            health=health,
+            metrics=metrics,
+            metadata=METADATA,
+            attempts_allowed=1,
         )
         health.expect(pusher.loop, allowance_seconds=60.0, liveness_seconds=60.0)
         await pusher.drain(asyncio.Event())
@@ -174,8 +185,8 @@ def main(arguments: Sequence[str]) -> None:
     match arguments:
         case ["capture", load, ledger, windows]:
             measured = asyncio.run(capture_load(Load(**json.loads(load)), Path(ledger), int(windows)))
-        case ["drain", ledger, url]:
-            measured = asyncio.run(drain_ledger(Path(ledger), url))
+        case ["drain", ledger, url, message]:
+            measured = asyncio.run(drain_ledger(Path(ledger), url, Message(message)))
         case ["direct", load, url, windows]:
             measured = send_directly(Load(**json.loads(load)), url, int(windows))
         case ["collect", api_url, token, ledger, now]:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import math
 import random
+import re
 import shutil
 import signal
 import socket
@@ -266,6 +267,7 @@ class PrometheusServer(Receiver):
     out_of_order_seconds: its out-of-order window; None leaves it at Prometheus' own default, which is none.
     self_scrape:          scrape itself every second, so that its newest sample is of now; without it the newest sample
                           is the newest one that was pushed, and the age of samples counts from there.
+    remote_write:         where it writes on what it gets, as its configuration has it.
     """
 
     def __init__(
@@ -274,14 +276,16 @@ class PrometheusServer(Receiver):
         *,
         out_of_order_seconds: int | None = None,
         self_scrape: bool = False,
+        remote_write: Sequence[Mapping[str, Any]] = (),
         extra_flags: Sequence[str] = (),
     ) -> None:
         super().__init__(program, extra_flags=extra_flags)
         self._out_of_order_seconds = out_of_order_seconds
         self._self_scrape = self_scrape
+        self._remote_write = remote_write
 
     def _flags(self, port: int) -> list[str]:
-        configuration: dict[str, Any] = {}
+        configuration: dict[str, Any] = {"remote_write": list(self._remote_write)}
         if self._out_of_order_seconds is not None:
             configuration["storage"] = {"tsdb": {"out_of_order_time_window": f"{self._out_of_order_seconds}s"}}
         if self._self_scrape:
@@ -342,12 +346,25 @@ class VictoriaMetricsServer(Receiver):
 
     It stores numbers as decimals of about 15 digits: integers below 10^15 come back as they were, 0.1 + 0.2 does not.
     It keeps every repetition of a sample.
+
+    retention: how long it keeps samples, as its flag takes it. What is older it answers 204 to and drops.
     """
+
+    def __init__(self, program: Path, *, retention: str = "100y", extra_flags: Sequence[str] = ()) -> None:
+        super().__init__(program, extra_flags=extra_flags)
+        self._retention = retention
+
+    async def dropped_as_too_old(self) -> int:
+        """How many samples it has dropped because they were older than its retention."""
+        async with httpx.AsyncClient(base_url=self.query_url, timeout=QUERY_SECONDS, trust_env=False) as client:
+            counters = _succeeded(await client.get("/metrics")).text
+        counted = re.search(r'^vm_rows_ignored_total\{reason="small_timestamp"\} (\d+)$', counters, re.MULTILINE)
+        return int(counted[1]) if counted else 0
 
     def _flags(self, port: int) -> list[str]:
         return [
             f"-storageDataPath={self.folder / 'data'}",
-            "-retentionPeriod=100y",
+            f"-retentionPeriod={self._retention}",
             f"-httpListenAddr=127.0.0.1:{port}",
             "-search.latencyOffset=0s",
             "-search.disableCache",

@@ -7,6 +7,7 @@ from worker.status import (
     DestinationStatus,
     JournalEntry,
     LedgerStatus,
+    RefusedStatus,
     ScopeStatus,
     StatusReport,
 )
@@ -16,6 +17,8 @@ NOW = 1_767_668_400.0  # 2026-01-06T03:00:00Z
 DESTINATION = DestinationStatus(
     name="prod",
     url="https://mimir.example.com/api/v1/push",
+    message=None,
+    parked=None,
     pending_buckets=0,
     pending_samples=0,
     oldest_pending_end=None,
@@ -23,9 +26,22 @@ DESTINATION = DestinationStatus(
     last_failure_at=None,
     last_failure=None,
     acknowledged_buckets=1234,
+    partial_buckets=0,
     refused_buckets=0,
     expired_buckets=0,
     damaged_buckets=0,
+    refused_samples=0,
+    given_up=(),
+    refusals=(),
+)
+
+REFUSAL = RefusedStatus(
+    refused_at=NOW - 120,
+    timestamp=NOW - 10_800,
+    samples=1,
+    series=('cloudflare_zone_requests{zone="example.com"}',),
+    status=400,
+    reason="out of bounds",
 )
 
 SCOPE = ScopeStatus(

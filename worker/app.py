@@ -20,7 +20,7 @@ import apsw
 
 from worker import __version__
 from worker.clock import Clock
-from worker.cloudflare import Api, CloudflareApi
+from worker.cloudflare import DATASETS, Api, CloudflareApi
 from worker.collect import LOOP as COLLECT
 from worker.collect import Collector
 from worker.config import Settings
@@ -32,11 +32,12 @@ from worker.maintain import LOOP as MAINTAIN
 from worker.maintain import Maintainer
 from worker.observe import Metrics, get_logger
 from worker.push import IDLE_SECONDS, Pusher
-from worker.remote_write import MAX_RETRY_AFTER_SECONDS, RemoteWriteClient
+from worker.remote_write import RemoteWriteClient
 from worker.repair import INTERVAL_SECONDS as REPAIR_SECONDS
 from worker.repair import LOOP as REPAIR
 from worker.repair import Repairer
-from worker.report import Running, report_status
+from worker.report import Running, RunningDestination, report_status
+from worker.series import MetricMetadata
 from worker.serve import Server, create_app
 from worker.status import ApiBudget, StatusReport
 
@@ -96,6 +97,11 @@ class Worker:
             health=self.health,
             metrics=self.metrics,
         )
+        metadata = {
+            metric.name: MetricMetadata(metric.help, metric.unit)
+            for dataset in DATASETS.values()
+            for metric, _ in dataset.metrics()
+        }
         self.pushers = [
             Pusher(
                 destination,
@@ -104,6 +110,7 @@ class Worker:
                 clock=clock,
                 health=self.health,
                 metrics=self.metrics,
+                metadata=metadata,
                 attempts_allowed=ONCE_ATTEMPTS if once else None,
             )
             for destination, sender in zip(settings.destinations, self.senders, strict=True)
@@ -219,6 +226,10 @@ class Worker:
                 ApiBudget(api=api, remaining=self.api.quota.remaining(api), limit=self.api.quota.limit(api))
                 for api in Api
             ),
+            destinations={
+                pusher.name: RunningDestination(pusher.deliverer.protocol_text, pusher.deliverer.parked_text)
+                for pusher in self.pushers
+            },
         )
         return await report_status(self.ledger, self.settings, self._clock.now(), running)
 
@@ -237,7 +248,9 @@ class Worker:
         )
         for pusher, destination in zip(self.pushers, self.settings.destinations, strict=True):
             # The longest wait of a pusher is a Retry-After at its cap, with jitter, behind a request that timed out.
-            longest = max(destination.queue.max_backoff_seconds, MAX_RETRY_AFTER_SECONDS) * 1.2
+            queue = destination.queue
+            longest = max(queue.max_backoff_seconds, queue.max_retry_after_seconds, queue.parked_probe_interval_seconds)
+            longest *= 1.2
             allowance = longest + destination.timeout_seconds + IDLE_SECONDS
             self.health.expect(pusher.loop, allowance_seconds=allowance, liveness_seconds=allowance)
         # Upkeep deletes in steps and beats at each; ten times its interval covers a slow disk.

@@ -62,7 +62,7 @@ _FOLLOW_SECONDS = 0.5
 _MOST_SCOPES = 50
 
 # What only a running worker knows: a command that reads its ledger would have to make it up.
-_KNOWN_TO_THE_WORKER = {"readiness", "cloudflare"}
+_KNOWN_TO_THE_WORKER = {"readiness", "cloudflare", "message", "parked"}
 
 # A reason is a sentence; a command line that names a hundred zones is longer than anybody reads in a journal.
 _MOST_REASON_CHARACTERS = 1000
@@ -185,12 +185,17 @@ def status(config_file: Path | None, *, as_json: bool) -> None:
     settings = _settings(config_file)
     report = asyncio.run(_read_status(settings))
     if as_json:
-        fields: dict[str, object] = msgspec.to_builtins(report)
-        _print_json({name: value for name, value in fields.items() if name not in _KNOWN_TO_THE_WORKER})
+        fields = msgspec.to_builtins(report)
+        fields["destinations"] = [_without_what_is_unknown(each) for each in fields["destinations"]]
+        _print_json(_without_what_is_unknown(fields))
     else:
         print_status(report, _console())
     if not is_complete(report):
         sys.exit(EXIT_INCOMPLETE)
+
+
+def _without_what_is_unknown(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in _KNOWN_TO_THE_WORKER}
 
 
 async def _read_status(settings: Settings) -> StatusReport:
@@ -415,7 +420,11 @@ def is_complete(report: StatusReport) -> bool:
         bool(report.scopes)
         and not any(scope.missing for scope in report.scopes)
         and not any(
-            each.pending_buckets or each.refused_buckets or each.expired_buckets or each.damaged_buckets
+            each.pending_buckets
+            or each.partial_buckets
+            or each.refused_buckets
+            or each.expired_buckets
+            or each.damaged_buckets
             for each in report.destinations
         )
     )
@@ -431,8 +440,8 @@ def print_status(report: StatusReport, console: Console) -> None:
     line(f"ledger {report.ledger.path}: {report.ledger.size_bytes:,} of {report.ledger.max_bytes:,} bytes\n")
     console.print(_deliveries(report))
     for each in report.destinations:
-        if each.last_failure is not None:
-            line(f"{each.name}: {each.last_failure}{_when_it_failed(each)}")
+        for wrong in _what_is_wrong(each):
+            line(wrong)
     line("")
     if not report.scopes:
         line("no zone has been listed yet")
@@ -463,10 +472,16 @@ def _deliveries(report: StatusReport) -> Table:
         _text("destination"),
         _number("pending\nsamples"),
         _number("oldest\npending"),
-        *map(_number, ("acknowledged", "refused", "expired", "damaged")),
+        *map(_number, ("acknowledged", "partial", "refused", "expired", "damaged")),
     )
     for each in report.destinations:
-        buckets = (each.acknowledged_buckets, each.refused_buckets, each.expired_buckets, each.damaged_buckets)
+        buckets = (
+            each.acknowledged_buckets,
+            each.partial_buckets,
+            each.refused_buckets,
+            each.expired_buckets,
+            each.damaged_buckets,
+        )
         table.add_row(
             each.name,
             f"{each.pending_samples:,}",
@@ -476,11 +491,34 @@ def _deliveries(report: StatusReport) -> Table:
     return table
 
 
+def _what_is_wrong(destination: DestinationStatus) -> Iterator[str]:
+    """The lines below the table that are about one destination."""
+    name = destination.name
+    if destination.last_failure is not None:
+        yield f"{name}: {destination.last_failure}{_when_it_failed(destination)}"
+    for each in destination.given_up:
+        yield f"{name}: {each.buckets:,} {each.state}: {_answer(each.status, each.reason)} ({instant(each.newest_at)})"
+    if destination.refusals:
+        yield f"{name}: refused samples: {destination.refused_samples:,}; the newest:"
+    for refusal in destination.refusals:
+        yield from (f"  {series}" for series in refusal.series)
+        if (hidden := refusal.samples - len(refusal.series)) > 0:
+            yield f"  and {hidden:,} more"
+        what = f"stamped {instant(refusal.timestamp)}, refused {instant(refusal.refused_at)}"
+        yield f"    {what}: {_answer(refusal.status, refusal.reason)}"
+
+
 def _when_it_failed(destination: DestinationStatus) -> str:
     if destination.last_failure_at is None:
         return ""
     is_over = destination.last_success_at is not None and destination.last_success_at > destination.last_failure_at
     return f" ({instant(destination.last_failure_at)}{'; it has taken something since' if is_over else ''})"
+
+
+def _answer(status: int | None, reason: str) -> str:
+    """What a receiver said, on one line."""
+    line = " ".join(reason.split())
+    return line if status is None else f"HTTP {status}: {line}"
 
 
 def _naming(report: StatusReport) -> list[tuple[str, Callable[[ScopeStatus], str]]]:

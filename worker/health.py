@@ -6,7 +6,9 @@ would cure nothing, and the ledger already holds what is to be delivered. So
 
 - a loop beats at every turn, also while it waits out a backoff; only a loop that hangs stops beating;
 - a pass that met an outage, and recorded it as such, is a completed pass;
-- a token that was accepted stays accepted until Cloudflare refuses it in so many words (401, 403).
+- a token that was accepted stays accepted until Cloudflare refuses it in so many words (401, 403);
+- a destination whose set-up somebody has to correct (its credentials, URL or certificate) makes the worker unready, as
+  nothing else is as loud; it delivers to the others and collects all the same.
 
 An event loop that hangs as a whole answers no request at all, which a probe takes for unhealthy too.
 
@@ -36,7 +38,7 @@ class TokenState(StrEnum):
 class Problem:
     """One reason why the worker is not what it should be.
 
-    what:  what has the problem: `token`, `ledger`, or the name of a loop.
+    what:  what has the problem: `token`, `ledger`, `destination <name>`, or the name of a loop.
     since: unix seconds at which the problem began.
     text:  what is wrong and what to do, on one line, for the person who reads it at night.
     """
@@ -85,6 +87,7 @@ class Health:
         started = clock.monotonic()
         self._loops: dict[str, _Loop] = {}
         self._ledger = _Fact(started, "not found writable yet")
+        self._parked: dict[str, _Fact] = {}
         self._token = TokenState.UNKNOWN
         self._token_fact = _Fact(started, "Cloudflare has not accepted the API token yet")
 
@@ -125,6 +128,15 @@ class Health:
         self._token = TokenState.REFUSED
         self._token_fact = self._token_fact.failing(self._clock.monotonic(), text)
 
+    def destination_parked(self, name: str, reason: str | None) -> None:
+        """Somebody has to correct a destination's set-up before anything can be delivered; None: that has been done."""
+        what = f"destination {name}"
+        if reason is None:
+            self._parked.pop(what, None)
+            return
+        now = self._clock.monotonic()
+        self._parked[what] = self._parked.get(what, _Fact(now, None)).failing(now, quote(reason))
+
     @property
     def token(self) -> TokenState:
         """What Cloudflare last said about the token."""
@@ -158,10 +170,10 @@ class Health:
         return Verdict(not problems, problems)
 
     def readiness(self) -> Verdict:
-        """Ready while the ledger is writable, the token accepted and every loop completes passes in its allowance."""
+        """Ready while the ledger is writable, the token accepted, no destination parked and every loop in time."""
         problems = [
             Problem(what, self._wall(fact.since), fact.problem)
-            for what, fact in (("ledger", self._ledger), ("token", self._token_fact))
+            for what, fact in (("ledger", self._ledger), ("token", self._token_fact), *self._parked.items())
             if fact.problem is not None
         ]
         now = self._clock.monotonic()

@@ -11,7 +11,15 @@ from collections.abc import Iterable
 from html import escape
 
 from worker.health import quote
-from worker.status import ApiBudget, DestinationStatus, JournalEntry, LedgerStatus, ScopeStatus, StatusReport
+from worker.status import (
+    ApiBudget,
+    DestinationStatus,
+    JournalEntry,
+    LedgerStatus,
+    RefusedStatus,
+    ScopeStatus,
+    StatusReport,
+)
 from worker.times import instant, span
 
 # As many rows as a person scrolls through; the worst come first, and /api/v1/status has the rest.
@@ -42,6 +50,7 @@ td:last-child { min-width: 4rem; }
 .verdict { font-size: 1.15rem; margin-top: .75rem; }
 small { display: block; color: var(--quiet); }
 .instant { white-space: nowrap; }
+.series { display: block; }
 meter { width: 12rem; vertical-align: middle; }
 """
 
@@ -126,10 +135,12 @@ def _capture_sentence(scopes: tuple[ScopeStatus, ...]) -> Html:
 def _delivery_sentence(report: StatusReport) -> Html:
     samples = sum(destination.pending_samples for destination in report.destinations)
     ends = [end for destination in report.destinations if (end := destination.oldest_pending_end) is not None]
-    if not ends:
-        return tag("p", "Delivered: everything that was captured.")
-    age = span(report.now - min(ends))
-    return tag("p", f"Waiting for delivery: {_count(samples)} samples, the oldest for {age}.")
+    lost = sum(each.buckets for destination in report.destinations for each in destination.given_up)
+    given_up = [tag("span", "Given up: ", css="bad"), f"{_buckets(lost)}, in part or as a whole. "] if lost else []
+    if ends:
+        age = span(report.now - min(ends))
+        return tag("p", *given_up, f"Waiting for delivery: {_count(samples)} samples, the oldest for {age}.")
+    return tag("p", *given_up, "Nothing waits." if lost else "Delivered: everything that was captured.")
 
 
 def _destinations(destinations: tuple[DestinationStatus, ...], now: float) -> list[Html]:
@@ -145,14 +156,14 @@ def _destinations(destinations: tuple[DestinationStatus, ...], now: float) -> li
     )
     rows = [
         (
-            _joined([destination.name, tag("small", destination.url)]),
+            _joined([destination.name, tag("small", destination.url), *_way_of_speaking(destination)]),
             _joined(
                 [f"{_count(destination.pending_samples)} samples", tag("small", _buckets(destination.pending_buckets))]
             ),
             "-" if destination.oldest_pending_end is None else span(now - destination.oldest_pending_end),
             _ago(destination.last_success_at, now),
             _buckets(destination.acknowledged_buckets),
-            _alarming(destination.refused_buckets),
+            _refused(destination),
             _alarming(destination.expired_buckets),
             _alarming(destination.damaged_buckets),
         )
@@ -164,8 +175,55 @@ def _destinations(destinations: tuple[DestinationStatus, ...], now: float) -> li
         for destination in destinations
         if destination.last_failure is not None
     ]
-    last_words = [tag("p", "Last failures:"), tag("ul", *failures)] if failures else []
-    return [_table(header, rows), *last_words]
+    given_up = [
+        tag(
+            "li",
+            f"{destination.name}: {_buckets(each.buckets)} {each.state}, the newest {_when(each.newest_at, now)}: "
+            f"{_answer(each.status, each.reason)}",
+        )
+        for destination in destinations
+        for each in destination.given_up
+    ]
+    refused = [
+        _refusal(destination.name, refusal, now) for destination in destinations for refusal in destination.refusals
+    ]
+    return [
+        _table(header, rows),
+        *_list("Last failures:", failures),
+        *_list("Given up:", given_up),
+        *_list("The newest refusals:", refused),
+    ]
+
+
+def _way_of_speaking(destination: DestinationStatus) -> Iterable[Html]:
+    if destination.message is not None:
+        yield tag("small", f"remote write {quote(destination.message)}")
+    if destination.parked is not None:
+        yield tag("span", f"parked: {quote(destination.parked)}", css="bad")
+
+
+def _refused(destination: DestinationStatus) -> str:
+    if not (destination.partial_buckets or destination.refused_buckets):
+        return "0"
+    buckets = f"{_buckets(destination.refused_buckets)} wholly, {_count(destination.partial_buckets)} partly"
+    return _joined([tag("span", f"{_count(destination.refused_samples)} samples", css="bad"), tag("small", buckets)])
+
+
+def _refusal(name: str, refusal: RefusedStatus, now: float) -> Html:
+    of = "1 sample" if refusal.samples == 1 else f"{_count(refusal.samples)} samples"
+    text = f"{name}, {_when(refusal.refused_at, now)}: {of} of {instant(refusal.timestamp)}: "
+    hidden = refusal.samples - len(refusal.series)
+    rest = [tag("small", f"and {_count(hidden)} more")] if hidden > 0 else []
+    series = (tag("code", each, css="series") for each in refusal.series)
+    return tag("li", text, _answer(refusal.status, refusal.reason), *series, *rest)
+
+
+def _answer(status: int | None, reason: str) -> str:
+    return quote(reason if status is None else f"HTTP {status}: {reason}")
+
+
+def _list(title: str, lines: list[Html]) -> list[Html]:
+    return [tag("p", title), tag("ul", *lines)] if lines else []
 
 
 def _buckets(count: int) -> str:

@@ -1,35 +1,42 @@
 """Delivery: from the ledger's queue of one destination to its acknowledgement.
 
 Each destination has a pusher of its own, so that one that is down or slow holds up nobody else. A pusher takes the next
-buckets of its queue, sends them, and writes down what came of it; only then does it send what comes behind them.
-While a request is under way the next one is read and encoded.
+buckets of its queue, sends them, and writes down what came of it. Its lanes do so side by side, each for scopes of its
+own: all samples of a series go through one lane, one request after the other. While a request is under way the next
+one is read and encoded.
 
-Promises: a bucket is acknowledged only after a 2xx to a request that held all its samples; one that is refused is
-recorded with the receiver's words and does not stop the queue; everything else is tried again, with the same bytes,
-until it succeeds. A request under way when the worker stops is finished and its outcome recorded.
+Promises: a bucket is acknowledged only after 2xx to requests that held all its samples; what is refused is recorded
+sample by sample with the receiver's words (`worker.isolate`) and stops nothing else; everything else is tried again
+until it succeeds (`worker.deliver`). Recent windows and a backlog take turns. A strict receiver gets one window of a
+series per request, oldest first. A request under way when the worker stops is finished and its outcome recorded.
 
 Knows nothing of Cloudflare. What it does not write to the ledger is forgotten when the process ends, at no loss.
 """
 
 import asyncio
 import contextlib
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum, auto
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
-from typing import Protocol, assert_never
+from types import MappingProxyType
+from typing import assert_never
 
+from worker.buckets import Batch
 from worker.clock import Clock, wait_for_any
-from worker.config import DestinationSettings
+from worker.config import DestinationSettings, Message
+from worker.deliver import Deliverer, Interrupted, Request, Sender
 from worker.errors import LedgerFullError
 from worker.health import Health
+from worker.isolate import Ages, Decision, Declined, Isolation, Taken
 from worker.ledger import (
+    WHOLE_QUEUE,
     Lane,
     Ledger,
     Position,
+    Refusal,
+    Stretch,
     acknowledge,
+    expire_too_old,
     next_pending,
     note_failure,
     refuse,
@@ -37,7 +44,10 @@ from worker.ledger import (
     still_pending,
 )
 from worker.observe import Metrics, get_logger
-from worker.remote_write import Accepted, Later, Refused, Verdict, compress, split_batch, write_request
+from worker.rate import Allowance
+from worker.remote_write import Accepted, Later, Outbox, Outgoing, Refused, split_batch
+from worker.series import MetricMetadata
+from worker.size import RequestSize
 
 # A pusher that has nothing to do is woken by the ledger; it looks by itself this often, to show that it turns.
 IDLE_SECONDS = 30.0
@@ -49,44 +59,88 @@ _LANES = 4
 # How long to wait before a decision that the full volume did not take is written again.
 _FULL_LEDGER_RETRY_SECONDS = 5.0
 
-# Waits differ by up to a tenth, so that many workers that met the same outage do not come back at the same instant.
-_JITTER = 0.1
+# How often what has become too old for the receiver is looked for while there is something to read: it costs a look at
+# the front of the queue, and what comes in meanwhile may be too old already.
+_EXPIRE_SECONDS = 1.0
 
 log = get_logger()
 
 
-class Sender(Protocol):
-    """What delivers one request: `worker.remote_write.RemoteWriteClient`."""
-
-    async def send(self, body: bytes, attempt: int) -> Verdict:
-        """Send one compressed request; `attempt` counts from 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """One request: its compressed body and the buckets that it carries, or carries a part of."""
-
-    body: bytes
-    bucket_ids: tuple[int, ...]
-    sample_count: int
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Turn:
-    """What is read from the queue at a time: usually one request, several when the byte limit cuts it."""
+    """What is read from the queue at a time: usually one request, several when a limit cuts it."""
 
-    requests: tuple[_Request, ...]
-    position: Position
+    requests: tuple[Request, ...]
+    bucket_ids: frozenset[int]
+    tally: "_Tally"
+    read_at: float
 
 
-class _Interrupted(Enum):
-    """Why a request was not sent until the receiver had decided on it."""
+class _Tally:
+    """Which samples of a turn's buckets are not decided on yet."""
 
-    STOPPING = auto()
-    """The worker stops, or the attempts allowed are used up."""
+    def __init__(self, batch: Batch) -> None:
+        self._undecided = {bucket.bucket_id: bucket.sample_count for bucket in batch.buckets}
+        self._refusals: dict[int, list[Refusal]] = {}
+        self._partly: set[int] = set()
 
-    OVERTAKEN = auto()
-    """Some of its buckets do not wait any more, past the replay bound: the queue begins anew without them."""
+    def count(self, decision: Decision) -> tuple[list[int], list[Refusal], set[int]]:
+        """Take a decision in; return the buckets that are decided on as a whole by it.
+
+        Those that are acknowledged; what was refused of the others, and of which of these a part is acknowledged.
+        """
+        acknowledged: list[int] = []
+        refusals: list[Refusal] = []
+        partly: set[int] = set()
+        for bucket in decision.batch.buckets:
+            number = bucket.bucket_id
+            match decision:
+                case Taken():
+                    self._partly.add(number)
+                case Declined(status=status, text=text):
+                    self._refusals.setdefault(number, []).append(Refusal(number, bucket.series_ids, status, text))
+                case _:
+                    assert_never(decision)
+            self._undecided[number] -= bucket.sample_count
+            if self._undecided[number] > 0:
+                continue
+            del self._undecided[number]
+            if number in self._refusals:
+                refusals += self._refusals.pop(number)
+                partly |= self._partly & {number}
+            else:
+                acknowledged.append(number)
+        return acknowledged, refusals, partly
+
+    def undecided(self, bucket_ids: Sequence[int]) -> list[int]:
+        """Those of these buckets that are not decided on as a whole."""
+        return [bucket_id for bucket_id in bucket_ids if bucket_id in self._undecided]
+
+
+@dataclass(slots=True)
+class _LaneState:
+    """One lane at work.
+
+    sending:   held by whoever sends: one request of a lane at a time.
+    in_hand:   buckets of the turns that were read and are not done with: not to be read again.
+    searched:  the same of the searches that are under way.
+    put_off:   the same of requests that need a search, too: they are sent again when the one under way is over.
+    isolating: the search for what is to blame in a request of the lane, beside which its other work goes on.
+    gave_up:   whether a search has used up the attempts of a run that ends.
+    """
+
+    lane: Lane
+    sending: asyncio.Lock = field(default_factory=asyncio.Lock)
+    in_hand: set[int] = field(default_factory=set)
+    searched: set[int] = field(default_factory=set)
+    put_off: set[int] = field(default_factory=set)
+    isolating: asyncio.Task[Interrupted | None] | None = None
+    gave_up: bool = False
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether a search is under way: the backlog waits for it, as the next request may need one, too."""
+        return self.isolating is not None and not self.isolating.done()
 
 
 class Pusher:
@@ -101,25 +155,49 @@ class Pusher:
         clock: Clock,
         health: Health,
         metrics: Metrics,
+        metadata: Mapping[str, MetricMetadata] = MappingProxyType({}),
         attempts_allowed: int | None = None,
     ) -> None:
         """Make it.
 
+        metadata:         help and unit of every metric, by name.
         attempts_allowed: how often one request is sent before `drain` gives up, None for ever.
         """
         self._destination = destination
+        self._queue = destination.queue
         self.name = destination.name
-        self.loop = f"push:{destination.name}"
         self._strict = destination.out_of_order_time_window_seconds == 0
-        count = 1 if self._strict else _LANES
+        count = 1 if self._strict else max(self._queue.min_shards, min(_LANES, self._queue.max_shards))
         self._lanes = [Lane(number, count) for number in range(count)]
         self._ledger = ledger
-        self._sender = sender
         self._clock = clock
         self._health = health
         self._metrics = metrics
+        send = destination.metadata.send
+        self._metadata: dict[Message, Mapping[str, MetricMetadata]] = {
+            # Outside the specification of 1.0, and so only there if asked for.
+            Message.V1: metadata if send is True else {},
+            Message.V2: metadata if send is not False else {},
+        }
         self._attempts_allowed = attempts_allowed
+        self.deliverer = Deliverer(
+            destination,
+            sender=sender,
+            clock=clock,
+            health=health,
+            metrics=metrics,
+            note_failure=self._note_failure,
+            attempts_allowed=attempts_allowed,
+        )
+        self.loop = self.deliverer.loop
+        self._outbox = Outbox(destination)
+        self._ages = Ages() if self._strict else None
+        self._searches = Allowance(self._queue.max_split_requests_per_minute, per_seconds=60.0, clock=clock)
+        self._size = RequestSize(self._queue.max_bytes_per_send)
+        self._expired_at = float("-inf")
         self._log = log.bind(destination=destination.name)
+        metrics.push_shards.labels(self.name).set(count)
+        metrics.push_max_bytes_per_send.labels(self.name).set(self._size.max_bytes)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Deliver what is pending and whatever becomes pending, until `stopping` is set."""
@@ -135,164 +213,332 @@ class Pusher:
 
     async def _run_lane(self, lane: Lane, stopping: asyncio.Event) -> None:
         new_work = self._ledger.listen()
-        while not stopping.is_set():
-            new_work.clear()
-            await self._drain_lane(lane, stopping)
-            self._health.completed(self.loop)
-            await wait_for_any(self._clock, IDLE_SECONDS, new_work, stopping)
+        async with asyncio.TaskGroup() as group:
+            state = _LaneState(lane)
+            while not stopping.is_set():
+                new_work.clear()
+                await self._empty(state, group, stopping)
+                self._health.completed(self.loop)
+                await wait_for_any(self._clock, IDLE_SECONDS, new_work, stopping)
 
     async def _drain_lane(self, lane: Lane, stopping: asyncio.Event) -> None:
-        turn = await self._next_turn(lane, None)
-        while turn is not None and not stopping.is_set():
-            following = asyncio.create_task(self._next_turn(lane, turn.position))
-            try:
-                interrupted = await self._deliver(turn, stopping)
-            finally:
-                turn = await following
-            match interrupted:
-                case _Interrupted.STOPPING:
-                    return
-                case _Interrupted.OVERTAKEN:
-                    turn = await self._next_turn(lane, None)
-                case None:
-                    # Behind the end of the queue, look at its front again: rows may have come in there meanwhile.
-                    turn = turn or await self._next_turn(lane, None)
-                case _:
-                    assert_never(interrupted)
+        state = _LaneState(lane)
+        while not stopping.is_set():
+            async with asyncio.TaskGroup() as group:
+                finished = await self._empty(state, group, stopping)
+                searched = state.isolating is not None
+            state.isolating = None
+            # What a search left undecided, or what came meanwhile, waits again.
+            if not finished or not searched or state.gave_up:
+                return
 
-    async def _next_turn(self, lane: Lane, after: Position | None) -> _Turn | None:
-        """Read and encode what comes next in a lane of the queue; None at its end."""
-        queue = self._destination.queue
+    async def _empty(self, state: _LaneState, group: asyncio.TaskGroup, stopping: asyncio.Event) -> bool:
+        """Deliver what waits in a lane, until a look at all of its queue finds nothing; whether it came that far."""
+        found = True
+        while found and not stopping.is_set():
+            found = False
+            queue = _Reading(self, state)
+            turn = await queue.next_turn()
+            while turn is not None and not stopping.is_set():
+                found = True
+                following = asyncio.create_task(queue.next_turn())
+                try:
+                    interrupted = await self._deliver(state, turn, group, stopping)
+                finally:
+                    turn = await following
+                match interrupted:
+                    case Interrupted.STOPPING:
+                        return False
+                    case Interrupted.OVERTAKEN:
+                        self._put_back(state, turn)
+                        break
+                    case None:
+                        pass
+                    case _:
+                        assert_never(interrupted)
+            self._put_back(state, turn)
+        return not stopping.is_set()
+
+    def _put_back(self, state: _LaneState, turn: _Turn | None) -> None:
+        """Nobody has begun with it: it may be read again."""
+        if turn is not None:
+            state.in_hand -= turn.bucket_ids
+
+    async def read(
+        self, state: _LaneState, stretch: Stretch, after: Position | None
+    ) -> tuple[_Turn | None, Position | None]:
+        """Read and encode what comes next in a stretch of a lane; nothing at its end."""
         while True:
+            await self._expire_too_old()
+            waited_for_since = self._clock.now() - self._queue.max_wait_for_missing_window_seconds
             pending = await self._ledger.read(
                 next_pending,
                 self.name,
                 after=after,
-                max_samples=queue.max_samples_per_send,
+                max_samples=self._queue.max_samples_per_send,
                 one_window_per_series=self._strict,
-                lane=lane,
+                lane=state.lane,
+                stretch=stretch,
+                without=state.in_hand | state.searched | state.put_off,
+                waited_for_since=waited_for_since if self._strict else None,
             )
             if pending is None:
-                return None
+                return None, after
+            after = pending.position
             if pending.damaged:
                 self._log.error(
                     "Buckets in the ledger are damaged and will not be sent",
                     buckets=len(pending.damaged),
                     first_bucket_id=pending.damaged[0],
                 )
-                await self._record(set_aside, pending.damaged)
+                await self._record(partial(set_aside, bucket_ids=pending.damaged))
             if pending.batch.buckets:
-                parts = split_batch(pending.batch, queue.max_samples_per_send, queue.max_bytes_per_send)
-                requests = tuple(
-                    _Request(compress(write_request(part)), tuple(b.bucket_id for b in part.buckets), part.sample_count)
-                    for part in parts
-                )
-                return _Turn(requests, pending.position)
-            after = pending.position
+                outgoing = self._outbox.outgoing(pending.batch)
+                tally = _Tally(pending.batch)
+                await self._settle_what_is_not_sent(tally, outgoing)
+                if outgoing.batch.buckets:
+                    return self._turn(state, outgoing.batch, tally), after
 
-    async def _deliver(self, turn: _Turn, stopping: asyncio.Event) -> "_Interrupted | None":
+    async def _settle_what_is_not_sent(self, tally: _Tally, outgoing: Outgoing) -> None:
+        """What a relabelling rule drops has been delivered as the user wants it: not at all."""
+        if outgoing.dropped:
+            await self._settle(tally, Taken(Batch(outgoing.dropped, {})), sent=False)
+        for bucket, reason in outgoing.unsendable:
+            self._tell(await self._settle(tally, Declined(Batch((bucket,), {}), None, reason)))
+
+    def live_since(self) -> int | None:
+        """Where recent windows begin, which do not wait behind the backlog; None where the order must be kept."""
+        return None if self._strict else int(self._clock.now() - self._queue.live_window_seconds)
+
+    def _turn(self, state: _LaneState, batch: Batch, tally: _Tally) -> _Turn:
+        message = self.deliverer.protocol.message
+        # What is cut for 2.0 fits in 1.0, too.
+        parts = split_batch(
+            batch, self._queue.max_samples_per_send, self._size.max_bytes, message, self._metadata[message]
+        )
+        requests = tuple(self._request(part) for part in parts)
+        for request in requests:
+            request.body(message)
+        turn = _Turn(requests, frozenset(bucket.bucket_id for bucket in batch.buckets), tally, self._clock.monotonic())
+        state.in_hand |= turn.bucket_ids
+        return turn
+
+    def _request(self, batch: Batch) -> Request:
+        return Request(batch, self._metadata)
+
+    async def _deliver(
+        self, state: _LaneState, turn: _Turn, group: asyncio.TaskGroup, stopping: asyncio.Event
+    ) -> Interrupted | None:
         """Send a turn's requests and record what came of each; with an interruption, the rest is still pending."""
-        # Several requests in a row for one bucket carry its pieces: it is decided on when all of them are.
-        for bucket_ids, requests in groupby(turn.requests, key=lambda request: request.bucket_ids):
-            refused: Refused | None = None
-            for request in requests:
-                if stopping.is_set():
-                    return _Interrupted.STOPPING
-                verdict = await self._send_until_decided(request, stopping)
-                match verdict:
-                    case Accepted():
-                        pass
-                    case Refused():
-                        refused = refused or verdict
-                    case _Interrupted():
-                        return verdict
-                    case _:
-                        assert_never(verdict)
-            if refused is None:
-                await self._record(acknowledge, bucket_ids)
-            else:
-                await self._record(partial(refuse, status=refused.status, reason=refused.text), bucket_ids)
+        interrupted: Interrupted | None = None
+        await self._expire_too_old()
+        if turn.read_at < self._expired_at and not await self._are_pending(tuple(turn.bucket_ids)):
+            # It was read while an outage lasted that made it too old.
+            state.in_hand -= turn.bucket_ids
+            return Interrupted.OVERTAKEN
+        for request in turn.requests:
+            wanted = partial(self._are_pending, request.bucket_ids)
+            answer = await self._send(state, request, stopping, wanted=wanted)
+            match answer:
+                case Accepted():
+                    self._size.taken()
+                    self._show_size()
+                    await self._settle(turn.tally, Taken(request.batch))
+                case Refused(status=status, text=text) if not answer.is_about_content:
+                    self._tell(await self._settle(turn.tally, Declined(request.batch, status, text)))
+                case Refused() | Later():
+                    interrupted = await self._isolate(
+                        state, turn.tally, request, answer, group=group, stopping=stopping
+                    )
+                case Interrupted():
+                    interrupted = answer
+                case _:
+                    assert_never(answer)
+            if interrupted is not None:
+                break
+        # What is not decided on, and not searched, waits again.
+        state.in_hand -= turn.bucket_ids
+        return interrupted
+
+    async def _send(
+        self,
+        state: _LaneState,
+        request: Request,
+        stopping: asyncio.Event,
+        *,
+        wanted: Callable[[], Awaitable[bool]],
+        failures_allowed: int | None = None,
+    ) -> Accepted | Refused | Later | Interrupted:
+        """Send one request of the lane while no other one is under way."""
+        async with state.sending:
+            if stopping.is_set():
+                return Interrupted.STOPPING
+            return await self.deliverer.send_until_decided(
+                request,
+                stopping,
+                wanted=wanted,
+                failures_allowed=failures_allowed or self._queue.split_after_failures,
+            )
+
+    async def _isolate(
+        self,
+        state: _LaneState,
+        tally: _Tally,
+        request: Request,
+        verdict: Refused | Later,
+        *,
+        group: asyncio.TaskGroup,
+        stopping: asyncio.Event,
+    ) -> Interrupted | None:
+        """Find out what in a request is to blame.
+
+        A lane of a strict receiver waits for that, as what comes behind would make the rest undeliverable. Any other
+        goes on beside it, which it may have to: a search for what fails can last until other windows go through. What
+        needs a second search of that kind is put off; one for what is refused comes to an end by itself.
+        """
+        if state.is_searching and isinstance(verdict, Later):
+            state.put_off |= set(request.bucket_ids)
+            return None
+        if isinstance(verdict, Refused):
+            what = "The receiver refused a request; its samples are tried in smaller parts"
+            self._log.warning(what, status=verdict.status, answer=verdict.text, samples=request.sample_count)
+        else:
+            what = "A request failed again and again; its samples are tried in smaller parts"
+            self._log.warning(what, reason=verdict.reason, samples=request.sample_count)
+        self._metrics.push_splits_total.labels(self.name).inc()
+        state.searched |= set(request.bucket_ids)
+        search = self._search(state, tally, request, verdict, stopping)
+        if self._strict or state.is_searching:
+            return await search
+        state.isolating = group.create_task(search)
         return None
 
-    async def _send_until_decided(
-        self, request: _Request, stopping: asyncio.Event
-    ) -> "Accepted | Refused | _Interrupted":
-        """Send until the receiver has accepted or refused, or until something else comes first."""
-        attempt = 0
-        while True:
+    async def _search(
+        self,
+        state: _LaneState,
+        tally: _Tally,
+        request: Request,
+        verdict: Refused | Later,
+        stopping: asyncio.Event,
+    ) -> Interrupted | None:
+        # Waits go on where those of the whole request ended.
+        failures_before = self._queue.split_after_failures if isinstance(verdict, Later) else 0
+
+        async def wanted() -> bool:
+            return await self._are_pending(tally.undecided(request.bucket_ids))
+
+        async def send(part: Request, failures_allowed: int) -> Accepted | Refused | Later | Interrupted:
+            if not await self._searches.take(stopping):
+                return Interrupted.STOPPING
+            if not await wanted():
+                return Interrupted.OVERTAKEN
+            self._metrics.push_split_requests_total.labels(self.name).inc()
+            # Beside a refusal, a failure is one like any other: the same bytes are sent again.
+            allowed = failures_allowed if isinstance(verdict, Later) else None
+            return await self._send(state, part, stopping, wanted=wanted, failures_allowed=allowed)
+
+        async def pause(failures: int) -> bool:
             self._health.beat(self.loop)
-            started = self._clock.monotonic()
-            verdict = await self._sender.send(request.body, attempt)
-            seconds = self._clock.monotonic() - started
-            # Meeting an outage and noting it is all that a pass can do: it counts as one.
-            self._health.completed(self.loop)
-            self._measure(request, verdict, attempt, seconds)
-            match verdict:
-                case Accepted():
-                    self._succeeded()
-                    return verdict
-                case Refused(status=status, text=text):
-                    await self._failed(f"refused with status {status}: {text}")
-                    self._log.error(
-                        "The receiver refused buckets; they are recorded as refused",
-                        status=status,
-                        answer=text,
-                        buckets=len(request.bucket_ids),
-                        samples=request.sample_count,
-                    )
-                    return verdict
-                case Later(reason=reason, status=status):
-                    await self._failed(reason)
-                    if self._attempts_allowed is not None and attempt + 1 >= self._attempts_allowed:
-                        self._log.error("Giving up for this run; what is pending stays in the ledger", reason=reason)
-                        return _Interrupted.STOPPING
-                    wait_seconds = self._backoff_seconds(attempt, verdict)
-                    self._log.warning(
-                        "The receiver did not take a request; it will be sent again",
-                        reason=reason,
-                        status=status,
-                        attempt=attempt + 1,
-                        wait_seconds=round(wait_seconds, 1),
-                        samples=request.sample_count,
-                    )
-                    if await wait_for_any(self._clock, wait_seconds, stopping):
-                        return _Interrupted.STOPPING
-                    if not await self._ledger.read(still_pending, self.name, request.bucket_ids):
-                        return _Interrupted.OVERTAKEN
-                    attempt += 1
-                case _:
-                    assert_never(verdict)
+            if self._attempts_allowed is not None and failures >= self._attempts_allowed:
+                return True
+            seconds = self.deliverer.pause_seconds(failures_before + failures - 1)
+            return await wait_for_any(self._clock, seconds, stopping)
 
-    def _succeeded(self) -> None:
-        self._metrics.push_last_success_timestamp_seconds.labels(self.name).set(self._clock.now())
+        isolation = Isolation(
+            send=send,
+            request=self._request,
+            accepted_requests=lambda: self.deliverer.accepted_requests,
+            pause=pause,
+            ages=self._ages,
+            clock=self._clock,
+        )
+        refusals: list[Refusal] = []
+        try:
+            if isinstance(verdict, Later) and await pause(0):
+                return Interrupted.STOPPING
+            async for decision in isolation.decisions(request.batch, verdict):
+                refusals += await self._settle(tally, decision)
+        finally:
+            self._tell(refusals)
+            # What is not decided on waits again, and so does the backlog that was not read meanwhile.
+            state.searched -= set(request.bucket_ids)
+            state.put_off.clear()
+            self._ledger.announce()
+        state.gave_up = state.gave_up or isolation.interrupted is Interrupted.STOPPING
+        if isolation.interrupted is None and isinstance(verdict, Refused):
+            self._learn_size(request, verdict, isolation)
+        return isolation.interrupted
 
-    async def _failed(self, reason: str) -> None:
+    def _learn_size(self, request: Request, verdict: Refused, isolation: Isolation) -> None:
+        """What was refused together and taken apart was too large, and so was what is said to be."""
+        if isolation.declined_samples and verdict.status != 413:
+            return
+        largest_taken_bytes = isolation.largest_taken_bytes or request.size_bytes // 2
+        if largest_taken_bytes < self._size.max_bytes:
+            self._size.refused(largest_taken_bytes)
+            self._show_size()
+            self._log.warning(
+                "The receiver takes smaller requests only; they are cut to that size", max_bytes=self._size.max_bytes
+            )
+
+    def _show_size(self) -> None:
+        self._metrics.push_max_bytes_per_send.labels(self.name).set(self._size.max_bytes)
+
+    async def _settle(self, tally: _Tally, decision: Decision, *, sent: bool = True) -> list[Refusal]:
+        """Write down what is decided on as a whole; return what of it is refused."""
+        acknowledged, refusals, partly = tally.count(decision)
+        if acknowledged:
+            await self._record(partial(acknowledge, bucket_ids=acknowledged, any_taken=sent))
+        if refusals:
+            await self._record(partial(refuse, refusals=refusals, partly=partly))
+            for refusal in refusals:
+                self._metrics.refused(self.name, refusal.status, refusal.sample_count)
+        return refusals
+
+    def _tell(self, refusals: Sequence[Refusal]) -> None:
+        """One line for all of them: where one is refused, many are."""
+        if refusals:
+            self._log.error(
+                "Samples are refused for good; the ledger keeps them with the reason",
+                samples=sum(refusal.sample_count for refusal in refusals),
+                buckets=len({refusal.bucket_id for refusal in refusals}),
+                status=refusals[-1].status,
+                answer=refusals[-1].reason,
+            )
+
+    async def _expire_too_old(self) -> None:
+        """Give up what the receiver would refuse for its age, rather than send it in vain."""
+        limits = (self._destination.out_of_order_time_window_seconds, self._queue.sample_age_limit_seconds)
+        window_seconds = min((seconds for seconds in limits if seconds), default=None)
+        if window_seconds is None or self._clock.monotonic() < self._expired_at + _EXPIRE_SECONDS:
+            return
+        self._expired_at = self._clock.monotonic()
+        now = self._clock.now()
+        with contextlib.suppress(LedgerFullError):
+            expired = await self._ledger.write(
+                expire_too_old, self.name, stamped_before=now - window_seconds, window_seconds=window_seconds, now=now
+            )
+            if expired:
+                self._log.error(
+                    "Buckets are older than the receiver takes; they are recorded as expired and not sent",
+                    buckets=expired,
+                    out_of_order_time_window_seconds=window_seconds,
+                )
+
+    async def _are_pending(self, bucket_ids: Sequence[int]) -> bool:
+        await self._expire_too_old()
+        return await self._ledger.read(still_pending, self.name, bucket_ids)
+
+    async def _note_failure(self, reason: str) -> None:
         """Keep what went wrong for whoever asks; a full volume must not stop delivery over that."""
         with contextlib.suppress(LedgerFullError):
             await self._ledger.write(note_failure, self.name, reason, self._clock.now())
 
-    def _measure(self, request: _Request, verdict: Verdict, attempt: int, seconds: float) -> None:
-        outcome = _outcome(verdict)
-        self._metrics.push_requests_total.labels(self.name, outcome).inc()
-        self._metrics.push_samples_total.labels(self.name, outcome).inc(request.sample_count)
-        self._metrics.push_bytes_total.labels(self.name).inc(len(request.body))
-        self._metrics.push_sent_batch_duration_seconds.labels(self.name).observe(seconds)
-        if attempt:
-            self._metrics.push_retries_total.labels(self.name).inc()
-
-    def _backoff_seconds(self, attempt: int, verdict: Later) -> float:
-        queue = self._destination.queue
-        # 2^32 doublings of any setting are past any cap; the bound keeps the power a small number.
-        doubled = queue.min_backoff_seconds * 2.0 ** min(attempt, 32)
-        capped = min(doubled, queue.max_backoff_seconds)
-        asked = verdict.retry_after_seconds or 0.0
-        return max(capped, asked) * (1.0 + random.uniform(0.0, _JITTER))  # noqa: S311 - spreads load, guards nothing
-
-    async def _record(self, decision: Callable[..., None], bucket_ids: Sequence[int]) -> None:
-        """Write a decision on these buckets down, a verb of the ledger, as soon as the volume has room for it."""
+    async def _record(self, decision: Callable[..., None]) -> None:
+        """Write a decision down, a verb of the ledger, as soon as the volume has room for it."""
         while True:
             try:
-                return await self._ledger.write(decision, self.name, bucket_ids, now=self._clock.now())
+                return await self._ledger.write(decision, destination=self.name, now=self._clock.now())
             except LedgerFullError as error:
                 if self._attempts_allowed is not None:
                     raise
@@ -301,13 +547,41 @@ class Pusher:
                 await self._clock.sleep(_FULL_LEDGER_RETRY_SECONDS)
 
 
-def _outcome(verdict: Verdict) -> str:
-    match verdict:
-        case Accepted():
-            return "accepted"
-        case Refused():
-            return "refused"
-        case Later():
-            return "later"
-        case _:
-            assert_never(verdict)
+class _Reading:
+    """One look at a lane's queue from its front: recent windows and the backlog behind them, in turns.
+
+    The border between the two stays where it is for as long as the look takes, so that no bucket is in both.
+    """
+
+    def __init__(self, pusher: Pusher, state: _LaneState) -> None:
+        self._pusher = pusher
+        self._state = state
+        border = pusher.live_since()
+        self._live = None if border is None else Stretch(from_segment=border)
+        self._backlog: Stretch | None = WHOLE_QUEUE if border is None else Stretch(before_segment=border)
+        self._after: Position | None = None
+        self._live_is_next = True
+
+    async def next_turn(self) -> _Turn | None:
+        """What comes next; None at the end of both."""
+        for _ in range(2):
+            turn = await (self._next_live() if self._live_is_next else self._next_of_backlog())
+            self._live_is_next = not self._live_is_next
+            if turn is not None:
+                return turn
+        return None
+
+    async def _next_live(self) -> _Turn | None:
+        if self._live is None:
+            return None
+        # Always from the front: windows of every scope keep coming in.
+        turn, _ = await self._pusher.read(self._state, self._live, None)
+        return turn
+
+    async def _next_of_backlog(self) -> _Turn | None:
+        if self._backlog is None or self._state.is_searching:
+            return None
+        turn, self._after = await self._pusher.read(self._state, self._backlog, self._after)
+        if turn is None:
+            self._backlog = None
+        return turn

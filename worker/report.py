@@ -3,7 +3,8 @@
 Only reads. `worker.status` says what each field means; `/`, `/api/v1/status` and `cfrw status` show it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from worker import __version__
 from worker.config import Settings
@@ -11,21 +12,27 @@ from worker.health import TokenState, Verdict
 from worker.ledger import (
     Job,
     Ledger,
+    RefusedSample,
     ScopeReport,
     backlogs,
     delivery_counts,
     destination_reports,
     jobs,
+    refusals,
+    refused_samples,
     room,
     scope_reports,
     undelivered,
 )
+from worker.series import parse_label_block
 from worker.status import (
     ApiBudget,
     CloudflareStatus,
     DestinationStatus,
+    GivenUp,
     JournalEntry,
     LedgerStatus,
+    RefusedStatus,
     ScopeStatus,
     StatusReport,
 )
@@ -34,14 +41,34 @@ from worker.times import instant
 # The newest repairs; the whole journal is in the ledger.
 _JOURNAL_ENTRIES = 10
 
+# The newest refusals of each destination, and the series of each: what one cause does to one sample it does to others,
+# so that a few show it. The ledger has all.
+_REFUSALS = 5
+_SERIES_OF_A_REFUSAL = 3
+
+# A label may be as long as Cloudflare likes; that of any series seen so far has a few hundred characters.
+_MAX_SERIES_CHARACTERS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class RunningDestination:
+    """What the running worker knows of a destination; `worker.status.DestinationStatus` says what it means."""
+
+    message: str
+    parked: str | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What only the running worker knows; a command that reads the ledger beside it has none of it."""
+    """What only the running worker knows; a command that reads the ledger beside it has none of it.
+
+    destinations: by name.
+    """
 
     readiness: Verdict
     token: TokenState
     budgets: tuple[ApiBudget, ...]
+    destinations: Mapping[str, RunningDestination] = field(default_factory=dict)
 
 
 async def report_status(ledger: Ledger, settings: Settings, now: float, running: Running) -> StatusReport:
@@ -59,7 +86,7 @@ async def report_status(ledger: Ledger, settings: Settings, now: float, running:
         version=__version__,
         now=now,
         readiness=running.readiness,
-        destinations=await _destinations(ledger, settings),
+        destinations=await _destinations(ledger, settings, running.destinations),
         cloudflare=CloudflareStatus(token=running.token, budgets=running.budgets),
         ledger=LedgerStatus(
             path=str(ledger.path),
@@ -73,33 +100,73 @@ async def report_status(ledger: Ledger, settings: Settings, now: float, running:
     )
 
 
-async def _destinations(ledger: Ledger, settings: Settings) -> tuple[DestinationStatus, ...]:
+async def _destinations(
+    ledger: Ledger, settings: Settings, running: Mapping[str, RunningDestination]
+) -> tuple[DestinationStatus, ...]:
     backlog_of = {backlog.destination: backlog for backlog in await ledger.read(backlogs)}
     decided = {(count.destination, count.state): count.buckets for count in await ledger.read(delivery_counts)}
-    refusals = {report.destination: f"{report.state}: {report.reason}" for report in await ledger.read(undelivered)}
+    refused_of = {count.destination: count.samples for count in await ledger.read(refused_samples)}
+    given_up = await ledger.read(undelivered)
     answers_of = {report.name: report for report in await ledger.read(destination_reports)}
     statuses = []
     for destination in settings.destinations:
         name = destination.name
+        now = running.get(name)
         backlog = backlog_of.get(name)
         answers = answers_of.get(name)
         statuses.append(
             DestinationStatus(
                 name=name,
                 url=destination.shown_url,
+                message=now.message if now else None,
+                parked=now.parked if now else None,
                 pending_buckets=backlog.buckets if backlog else 0,
                 pending_samples=backlog.samples if backlog else 0,
                 oldest_pending_end=backlog.oldest_end if backlog else None,
                 last_success_at=answers.last_success_at if answers else None,
                 last_failure_at=answers.last_failure_at if answers else None,
-                last_failure=(answers.last_failure if answers else None) or refusals.get(name),
+                last_failure=answers.last_failure if answers else None,
                 acknowledged_buckets=decided.get((name, "acknowledged"), 0),
+                partial_buckets=decided.get((name, "partial"), 0),
                 refused_buckets=decided.get((name, "refused"), 0),
                 expired_buckets=decided.get((name, "expired"), 0),
                 damaged_buckets=decided.get((name, "damaged"), 0),
+                refused_samples=refused_of.get(name, 0),
+                given_up=tuple(
+                    GivenUp(each.state, each.buckets, each.newest_at, each.status, each.reason)
+                    for each in given_up
+                    if each.destination == name
+                ),
+                refusals=tuple(map(_refusal, await ledger.read(refusals, name, newest=_REFUSALS))),
             )
         )
     return tuple(statuses)
+
+
+def _refusal(refused: RefusedSample) -> RefusedStatus:
+    return RefusedStatus(
+        refused_at=refused.refused_at,
+        timestamp=refused.timestamp_ms / 1000,
+        samples=len(refused.series),
+        series=tuple(map(_notation, refused.series[:_SERIES_OF_A_REFUSAL])),
+        status=refused.status,
+        reason=refused.reason,
+    )
+
+
+def _notation(block: bytes) -> str:
+    """A label block as PromQL writes a series: to be pasted into a query."""
+    labels = parse_label_block(block)
+    name = labels.pop("__name__", "(a series that cannot be read)")
+    pairs = ", ".join(f'{label}="{_escaped(value)}"' for label, value in labels.items())
+    text = f"{name}{{{pairs}}}" if labels else name
+    return text if len(text) <= _MAX_SERIES_CHARACTERS else f"{text[: _MAX_SERIES_CHARACTERS - 1]}…"
+
+
+def _escaped(value: str) -> str:
+    """A label's value as it stands between quotes; nothing in it can move the cursor of a terminal."""
+    quoted = value.replace("\\", r"\\").replace('"', r"\"")
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in quoted)
 
 
 def _scope(report: ScopeReport, *, paused: bool) -> ScopeStatus:

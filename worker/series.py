@@ -9,6 +9,7 @@ Pure functions; knows nothing of Cloudflare, of SQLite or of a receiver.
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 # Remote write 1.0 specification, "Labels": the names a sender may use.
 METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*", re.ASCII)
@@ -17,6 +18,18 @@ LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*", re.ASCII)
 _LABELS_FIELD = b"\x0a"  # TimeSeries.labels = 1, length-delimited
 _NAME_FIELD = b"\x0a"  # Label.name = 1
 _VALUE_FIELD = b"\x12"  # Label.value = 2
+
+
+@dataclass(frozen=True, slots=True)
+class MetricMetadata:
+    """What is told of a metric beside its samples; every metric here is a gauge.
+
+    help: one sentence.
+    unit: base unit such as `bytes`; empty where it counts things.
+    """
+
+    help: str
+    unit: str
 
 
 def varint(number: int) -> bytes:

@@ -12,18 +12,62 @@ from worker.health import TokenState, Verdict
 
 
 @dataclass(frozen=True, slots=True)
+class GivenUp:
+    """What a destination will not get unless it is sent again, by what became of it.
+
+    state:     `partial` (all but some refused samples arrived), `refused`, `expired` or `damaged`.
+    newest_at: when that was last decided.
+    status:    HTTP status of the newest one, where the receiver decided it.
+    reason:    why, of the newest one.
+    """
+
+    state: str
+    buckets: int
+    newest_at: float
+    status: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedStatus:
+    """Samples of one bucket that a receiver refused for one reason.
+
+    timestamp: what they carry.
+    samples:   how many there are.
+    series:    of the first of them, as PromQL writes a series.
+    status:    HTTP status; None where the receiver never answered to them.
+    reason:    the receiver's words.
+    """
+
+    refused_at: float
+    timestamp: float
+    samples: int
+    series: tuple[str, ...]
+    status: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class DestinationStatus:
     """One remote-write endpoint.
 
     url:                without user, password and query.
+    message:            which version of remote write it is spoken to in, and why where it is not the newest; None where
+                        no worker runs.
+    parked:             why, and since when, nothing but a probe goes to it; None while it is not, or no worker runs.
     pending_*:          what is captured and not decided on yet.
     oldest_pending_end: end of the oldest window that waits.
     last_failure:       what went wrong last, on one line; it may be long over, see last_success_at.
     *_buckets:          what became of the buckets that the ledger still holds.
+    refused_samples:    of the partial and of the refused buckets.
+    given_up:           the same counts, with reasons.
+    refusals:           the newest, newest first.
     """
 
     name: str
     url: str
+    message: str | None
+    parked: str | None
     pending_buckets: int
     pending_samples: int
     oldest_pending_end: float | None
@@ -31,9 +75,13 @@ class DestinationStatus:
     last_failure_at: float | None
     last_failure: str | None
     acknowledged_buckets: int
+    partial_buckets: int
     refused_buckets: int
     expired_buckets: int
     damaged_buckets: int
+    refused_samples: int
+    given_up: tuple[GivenUp, ...]
+    refusals: tuple[RefusedStatus, ...]
 
 
 @dataclass(frozen=True, slots=True)

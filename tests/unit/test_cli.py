@@ -25,7 +25,7 @@ from rich.console import Console
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tests.reports import DESTINATION, REPORT, SCOPE
+from tests.reports import DESTINATION, NOW, REFUSAL, REPORT, SCOPE
 from tests.truth import SAME, difference, expected_content
 from worker import cli
 from worker.cli import main
@@ -40,6 +40,7 @@ from worker.simulator.faults import HttpStatus
 from worker.simulator.fleet import Fleet
 from worker.simulator.quota import QuotaLimits
 from worker.simulator.serving import serve
+from worker.status import GivenUp
 
 HOUR = 3600
 REPLAY_HOURS = 5
@@ -339,6 +340,10 @@ def test_once_with_a_receiver_that_refuses_is_incomplete_and_status_has_its_word
     result = scene.cfrw("status")
     assert result.exit_code == 3
     assert "out of bounds [/red] [bold]" in result.stdout
+    assert "  cloudflare_zone_" in result.stdout
+    (destination,) = json.loads(scene.cfrw("status", "--json").stdout)["destinations"]
+    assert destination["refused_samples"] > 0
+    assert destination["refusals"][0]["status"] == 400
 
 
 def test_a_ledger_that_another_worker_holds_is_told_with_exit_code_4(scene: Scene) -> None:
@@ -397,6 +402,7 @@ def test_status_shows_zones_and_destinations_and_its_json_parses(scene: Scene) -
     assert all(scope["captured"] == scope["expected"] >= REPLAY_HOURS - 1 for scope in report["scopes"])
     (destination,) = report["destinations"]
     assert destination["pending_samples"] == 0
+    assert not {"message", "parked"} & destination.keys(), "only a running worker knows"
     assert destination["acknowledged_buckets"] == sum(scope["captured"] for scope in report["scopes"])
 
 
@@ -411,12 +417,57 @@ def test_a_status_of_many_zones_shows_the_worst_and_says_how_many_more_there_are
     assert "10 more are not shown: --json has all" in shown
 
 
+def test_a_status_names_the_samples_that_were_refused_in_full_and_what_the_receiver_said() -> None:
+    series = f'cloudflare_zone_requests{{zone="{"z" * 250}.example"}}'
+    words = "user=anonymous: the label value is too long " + "x" * 300
+    destination = replace(
+        DESTINATION,
+        partial_buckets=3,
+        refused_samples=1_070,
+        last_failure="HTTP 503: busy",
+        given_up=(
+            GivenUp("expired", 2, NOW, None, "older than CF_REPLAY_HOURS"),
+            GivenUp("partial", 3, NOW, 422, words),
+        ),
+        refusals=(
+            replace(REFUSAL, samples=66, series=(series, "second"), status=422, reason=words),
+            replace(REFUSAL, status=None, reason="five times\n500"),
+        ),
+    )
+    console = Console(file=io.StringIO(), width=80, markup=False)
+    cli.print_status(replace(REPORT, destinations=(destination,)), console)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue().splitlines()
+    assert [line.rstrip() for line in shown if line.startswith(("prod: ", "  "))][-10:] == [
+        "prod: HTTP 503: busy",
+        "prod: 2 expired: older than CF_REPLAY_HOURS (2026-01-06T03:00:00Z)",
+        f"prod: 3 partial: HTTP 422: {words} (2026-01-06T03:00:00Z)",
+        "prod: refused samples: 1,070; the newest:",
+        f"  {series}",
+        "  second",
+        "  and 64 more",
+        f"    stamped 2026-01-06T00:00:00Z, refused 2026-01-06T02:58:00Z: HTTP 422: {words}",
+        '  cloudflare_zone_requests{zone="example.com"}',
+        "    stamped 2026-01-06T00:00:00Z, refused 2026-01-06T02:58:00Z: five times 500",
+    ]
+
+
+def test_the_table_of_destinations_fits_a_terminal() -> None:
+    console = Console(file=io.StringIO(), width=80, markup=False)
+    destination = replace(DESTINATION, name="prometheus", acknowledged_buckets=123_456_789, partial_buckets=1_234)
+    cli.print_status(replace(REPORT, destinations=(destination,)), console)
+    assert isinstance(console.file, io.StringIO)
+    (row,) = [line for line in console.file.getvalue().splitlines() if line.startswith("prometheus")]
+    assert row.split() == ["prometheus", "0", "-", "123,456,789", "1,234", "0", "0", "0"]
+
+
 @pytest.mark.parametrize(
     ("scope", "destination", "complete"),
     [
         ({}, {}, True),
         ({"missing": 1}, {}, False),
         ({}, {"pending_buckets": 1}, False),
+        ({}, {"partial_buckets": 1}, False),
         ({}, {"refused_buckets": 1}, False),
         ({}, {"expired_buckets": 1}, False),
         ({}, {"damaged_buckets": 1}, False),

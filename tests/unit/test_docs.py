@@ -21,7 +21,15 @@ from worker import __version__
 from worker.cli import EXIT_INCOMPLETE, main
 from worker.clock import SystemClock
 from worker.cloudflare import DATASETS, ErrorKind
-from worker.config import DESTINATION_KEYS, SECRET_FILE_KEYS, SETTINGS, Setting, load_settings
+from worker.config import (
+    DESTINATION_KEYS,
+    SECRET_FILE_KEYS,
+    SETTINGS,
+    RelabelRule,
+    Setting,
+    load_settings,
+    prometheus_keys,
+)
 from worker.errors import LedgerError, LedgerHeldError, UsageError, WorkerError
 from worker.health import Health
 from worker.ledger import HoleReason
@@ -32,6 +40,7 @@ from worker.status import StatusReport
 REPOSITORY = Path(__file__).parents[2]
 README = REPOSITORY / "README.md"
 METRICS = REPOSITORY / "docs" / "metrics.md"
+DESTINATIONS = REPOSITORY / "docs" / "destinations.md"
 OPERATIONS = REPOSITORY / "docs" / "operations.md"
 ARCHITECTURE = REPOSITORY / "docs" / "architecture.md"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
@@ -134,18 +143,46 @@ def test_the_settings_stand_in_their_order_and_no_other_does() -> None:
 
 
 @pytest.mark.parametrize("key", DESTINATION_KEYS, ids=lambda key: key.name)
-def test_every_key_of_a_destination_is_in_the_readme_with_its_default_and_meaning(key: Setting) -> None:
-    rows = {codes(name)[0]: row for name, *row in table(README, "key", "default", "meaning")}
+def test_every_key_of_a_destination_is_documented_with_its_default_and_meaning(key: Setting) -> None:
+    rows = {codes(name)[0]: row for name, *row in table(DESTINATIONS, "key", "default", "meaning")}
     assert key.name in rows
     assert_described(key, *rows[key.name])
 
 
-def test_no_other_key_of_a_destination_is_in_the_readme() -> None:
-    documented = [codes(row[0]) for row in table(README, "key", "default", "meaning")]
+def test_no_other_key_of_a_destination_is_documented() -> None:
+    documented = [codes(row[0]) for row in table(DESTINATIONS, "key", "default", "meaning")]
     wanted = [
         [key.name, f"{key.name}_file"] if key.name in SECRET_FILE_KEYS else [key.name] for key in DESTINATION_KEYS
     ]
     assert sorted(documented) == sorted(wanted)
+
+
+def test_every_key_without_a_setting_is_documented_with_what_is_said_of_it() -> None:
+    kept = {code(name): reason for name, reason in table(DESTINATIONS, "key", "taken, since")}
+    refused = {
+        code(name): (code(only), instead)
+        for name, only, instead in table(DESTINATIONS, "key", "taken only as", "otherwise")
+    }
+    assert kept == {
+        name: key.why for name, key in prometheus_keys.KEYS.items() if isinstance(key, prometheus_keys.Kept)
+    }
+    assert refused == {
+        name: (key.harmless or "", key.instead)
+        for name, key in prometheus_keys.KEYS.items()
+        if isinstance(key, prometheus_keys.Refused)
+    }
+
+
+def test_every_key_of_a_rule_is_documented_with_its_default_and_meaning() -> None:
+    documented = {
+        code(name): (default, meaning)
+        for name, default, meaning in table(DESTINATIONS, "key of a rule", "default", "meaning")
+    }
+    for name, info in RelabelRule.model_fields.items():
+        default, meaning = documented.pop(name)
+        assert default == (f"`{info.default}`" if info.default else "")
+        assert meaning == " ".join((info.description or "").split())
+    assert documented == {}
 
 
 def assert_described(setting: Setting, default: str, meaning: str) -> None:
@@ -367,13 +404,30 @@ def test_every_warning_of_the_worker_is_in_the_manual_and_no_other_is() -> None:
 def warnings_in(path: Path) -> Iterator[tuple[str, str]]:
     """What a module logs for people at night, with its level."""
     levels = {"warning": "warning", "error": "error", "exception": "error", "critical": "critical"}
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
         match node:
-            case ast.Call(func=ast.Attribute(attr=method), args=[ast.Constant(value=str(event)), *_]):
-                if method in levels:
-                    yield event, levels[method]
+            case ast.Call(func=ast.Attribute(attr=method), args=[event, *_]) if method in levels:
+                for text in texts_of(event, tree):
+                    yield text, levels[method]
             case _:
                 pass
+
+
+def texts_of(event: ast.expr, tree: ast.Module) -> list[str]:
+    """What an argument can be: a text itself, or any text that its name is given in the module."""
+    match event:
+        case ast.Constant(value=str(text)):
+            return [text]
+        case ast.Name(id=name):
+            return [
+                text
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
+                for text in texts_of(node.value, tree)
+            ]
+        case _:
+            return []
 
 
 def test_the_documents_name_the_versions_of_the_project() -> None:
@@ -485,8 +539,8 @@ def test_every_configuration_in_a_document_is_sound(document: Path, tmp_path: Pa
         if block.title.startswith("cfrw.yaml"):
             file = tmp_path / "cfrw.yaml"
             file.write_text(block.text)
-            for name in re.findall(r"_file: ([\w.]+)", block.text):
-                (tmp_path / name).write_text("a secret")
+            for name in re.findall(r"_(?:file|path): ([\w.]+)", block.text):
+                (tmp_path / name).write_text("a-secret")
             load_settings(file, ENVIRONMENT)
 
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.clocks import JumpingClock
-from tests.unit.ledger.fleet import DATASET, HOUR, T0, bucket, scope, tag
+from tests.unit.ledger.fleet import DATASET, HOUR, T0, bucket, refuse_whole, scope, tag
 from worker.buckets import Window
 from worker.config import CloudflareSettings, LedgerSettings
 from worker.errors import LedgerDamagedError, LedgerFullError
@@ -28,7 +28,6 @@ from worker.ledger import (
     prune,
     record_holes,
     record_scopes,
-    refuse,
     register_destinations,
 )
 from worker.maintain import INTERVAL_SECONDS, LOOP, Maintainer
@@ -183,7 +182,7 @@ async def test_retention_deletes_what_every_destination_has_decided_on_and_nothi
     await scene.ledger.write(ask_for_resend, Resend(T0 + 49 * HOUR, T0 + 50 * HOUR), reason="", asked_by="", now=NOW)
     await scene.ledger.write(carry_out_next, NOW)
     await scene.decided(acknowledge, 40, 50, 51)
-    await scene.decided(refuse, 40, 50, 51, destination="other", status=400, reason="out of bounds")
+    await scene.decided(refuse_whole, 40, 50, 51, destination="other", status=400, reason="out of bounds")
     await scene.maintainer.tidy()
     # 49 still waits because a repair asked for it; 51 ended just 48 hours before NOW.
     assert await scene.hours() == [49, 51, 99]

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.unit.ledger.fleet import HOUR, NOW, T0, acknowledge_all, bucket, pending_ids, queue
-from tests.unit.test_push import (
+from tests.unit.ledger.fleet import HOUR, NOW, T0, acknowledge_all, bucket, pending_ids, queue, refuse_whole
+from tests.unit.pushing import (
     ACCEPTED,
     ZONES,
     Scene,
@@ -23,17 +23,16 @@ from worker.ledger import (
     carry_out_next,
     expire,
     prune,
-    refuse,
     set_aside,
 )
-from worker.remote_write import Later, Refused, Verdict
+from worker.remote_write import Fate, Later, Refused, Verdict
 
 __all__ = ["scene", "strict"]  # fixtures
 
 OLD, NEW = 0, 700
 """An hour that is given up in the middle of a test, and one that is not."""
 
-TOO_OLD = Later("HTTP 500: too old", 500)
+TOO_OLD = Later("HTTP 500: too old", Fate.RETRY, 500)
 
 REPLAY_HOURS = 24
 
@@ -73,7 +72,7 @@ async def test_a_late_answer_decides_on_no_bucket_that_was_captured_since(decisi
         case "acknowledge":
             await scene.ledger.write(acknowledge, "prom", under_way, now=NOW)
         case "refuse":
-            await scene.ledger.write(refuse, "prom", under_way, status=400, reason="no", now=NOW)
+            await scene.ledger.write(refuse_whole, "prom", under_way)
         case _:
             await scene.ledger.write(set_aside, "prom", under_way, now=NOW)
     assert await queue(scene.ledger) == [(1, NEW), (1, NEW + 1)]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.reports import DESTINATION, NOW, REPORT, SCOPE
+from tests.reports import DESTINATION, NOW, REFUSAL, REPORT, SCOPE
 from worker import page
 from worker.health import Problem, Verdict
-from worker.status import LedgerStatus, StatusReport
+from worker.status import GivenUp, LedgerStatus, StatusReport
 
 VOID = {"meta"}
 
@@ -59,7 +59,17 @@ def with_every_text(value: Any, text: str) -> Any:
 EVERYTHING = replace(
     REPORT,
     readiness=Verdict(ok=False, problems=(Problem("token", NOW, "refused"),)),
-    destinations=(replace(DESTINATION, last_failure="500", last_failure_at=NOW),),
+    destinations=(
+        replace(
+            DESTINATION,
+            message="1.0 (fell back)",
+            parked="401",
+            last_failure="500",
+            last_failure_at=NOW,
+            given_up=(GivenUp("refused", 1, NOW, 400, "out of bounds"),),
+            refusals=(REFUSAL,),
+        ),
+    ),
     scopes=(replace(SCOPE, missing=1, reason="not answered"),),
 )
 
@@ -151,6 +161,62 @@ def test_a_failure_is_shown_bounded_and_with_its_time() -> None:
 
     assert "prod, 2m ago at 2026-01-06T02:58:00Z: xxx" in text
     assert text.count("x") < 500
+
+
+def test_what_was_refused_is_shown_sample_by_sample_with_the_receivers_words() -> None:
+    destination = replace(
+        DESTINATION,
+        partial_buckets=2,
+        refused_buckets=1,
+        refused_samples=1_070,
+        given_up=(
+            GivenUp("partial", 2, NOW - 60, 400, "out of bounds"),
+            GivenUp("expired", 3, NOW - 120, None, "older than CF_REPLAY_HOURS"),
+        ),
+        refusals=(REFUSAL, replace(REFUSAL, samples=66, status=None, reason="five times\n500")),
+    )
+
+    text = document(replace(REPORT, destinations=(destination,))).text
+
+    assert "1,070 samples1 bucket wholly, 2 partly" in text
+    assert "Given up:  5 buckets, in part or as a whole. Nothing waits." in text
+    assert "Delivered: everything" not in text
+    assert "prod: 2 buckets partial, the newest 1m ago at 2026-01-06T02:59:00Z: HTTP 400: out of bounds" in text
+    assert "prod: 3 buckets expired, the newest 2m ago at 2026-01-06T02:58:00Z: older than CF_REPLAY_HOURS" in text
+    assert "prod, 2m ago at 2026-01-06T02:58:00Z: 1 sample of 2026-01-06T00:00:00Z: HTTP 400: out of bounds" in text
+    assert text.count('cloudflare_zone_requests{zone="example.com"}') == 2
+    assert "66 samples of 2026-01-06T00:00:00Z: five times 500" in text
+    assert "and 65 more" in text
+
+
+def test_what_waits_is_told_beside_what_was_given_up() -> None:
+    destination = replace(
+        DESTINATION,
+        pending_samples=5,
+        oldest_pending_end=NOW - 60,
+        given_up=(GivenUp("expired", 1, NOW, None, "older"),),
+    )
+
+    text = document(replace(REPORT, destinations=(destination,))).text
+
+    assert "Given up:  1 bucket, in part or as a whole. Waiting for delivery: 5 samples, the oldest for 1m." in text
+
+
+def test_a_receivers_words_to_a_sample_are_shown_bounded() -> None:
+    given_up = (GivenUp("refused", 1, NOW, 400, "x" * 9000),)
+    destination = replace(DESTINATION, given_up=given_up, refusals=(replace(REFUSAL, reason="x" * 9000),))
+
+    assert document(replace(REPORT, destinations=(destination,))).text.count("x") < 700
+
+
+def test_how_a_destination_is_spoken_to_and_why_it_is_parked_stand_beside_its_name() -> None:
+    destination = replace(DESTINATION, message="1.0 (fell back: HTTP 415)", parked="HTTP 401 since 02:00")
+
+    shown = document(replace(REPORT, destinations=(destination,)))
+
+    assert "remote write 1.0 (fell back: HTTP 415)parked: HTTP 401 since 02:00" in shown.text
+    assert "parked" not in document(REPORT).text
+    assert "remote write" not in document(REPORT).text.replace("cloudflare-remote-write", "")
 
 
 def test_of_ten_thousand_zones_the_worst_are_shown_and_the_rest_is_counted() -> None:

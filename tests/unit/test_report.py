@@ -1,16 +1,19 @@
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from array import array
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 
-from tests.unit.ledger.fleet import DATASET, HOUR, T0, acknowledge_all, bucket, pending_ids, scope, tag
+from tests.unit.ledger.fleet import DATASET, HOUR, T0, acknowledge_all, bucket, pending_ids, refuse_whole, scope, tag
 from worker import __version__
+from worker.buckets import Bucket
 from worker.config import CloudflareSettings, DestinationSettings, LedgerSettings, Settings
 from worker.health import Problem, TokenState, Verdict
 from worker.ledger import (
     Ledger,
+    Refusal,
     Resend,
     ask_for_resend,
     capture,
@@ -21,8 +24,10 @@ from worker.ledger import (
     register_destinations,
     set_aside,
 )
-from worker.report import Running, report_status
-from worker.status import ApiBudget, StatusReport
+from worker.ledger.session import Session
+from worker.report import Running, RunningDestination, report_status
+from worker.series import label_block
+from worker.status import ApiBudget, GivenUp, RefusedStatus, StatusReport
 
 NOW = T0 + 10.0 * HOUR
 READINESS = Verdict(ok=False, problems=(Problem("token", NOW, "Cloudflare refuses the API token"),))
@@ -35,10 +40,17 @@ class Scene:
 
     ledger: Ledger
     settings: Settings
+    destinations: Mapping[str, RunningDestination] = field(default_factory=dict)
 
     async def report(self, now: float = NOW) -> StatusReport:
-        running = Running(readiness=READINESS, token=TokenState.REFUSED, budgets=BUDGETS)
+        running = Running(READINESS, TokenState.REFUSED, BUDGETS, self.destinations)
         return await report_status(self.ledger, self.settings, now, running)
+
+
+def forget_series(session: Session) -> None:
+    """What damage to their rows does."""
+    session._connection.execute("DELETE FROM series")
+    session.series.forget()
 
 
 @pytest.fixture
@@ -70,7 +82,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
 async def test_what_became_of_the_buckets_is_told_per_destination(scene: Scene) -> None:
     waiting = await pending_ids(scene.ledger, "prod")
     await acknowledge_all(scene.ledger, "prod", waiting[:3])
-    await scene.ledger.write(refuse, "prod", waiting[3:5], status=400, reason="out of bounds", now=NOW)
+    await scene.ledger.write(refuse_whole, "prod", waiting[3:5], reason="out of bounds", now=NOW)
     await scene.ledger.write(set_aside, "prod", waiting[5:6], now=NOW)
     prod, lab, new = (await scene.report()).destinations
     assert (prod.name, prod.url) == ("prod", "https://mimir.example.com/api/v1/push?***")
@@ -78,6 +90,76 @@ async def test_what_became_of_the_buckets_is_told_per_destination(scene: Scene) 
     assert (prod.pending_buckets, prod.pending_samples) == (2, 6)
     assert (lab.pending_buckets, lab.acknowledged_buckets, lab.oldest_pending_end) == (8, 0, T0 + 4 * HOUR)
     assert (new.pending_buckets, new.oldest_pending_end, new.last_failure) == (0, None, None)
+
+
+async def test_what_was_refused_is_told_with_its_series_its_timestamp_and_the_receivers_words(scene: Scene) -> None:
+    first, other, second, *_ = await pending_ids(scene.ledger, "prod")  # the other one is of the second zone
+    await scene.ledger.write(refuse_whole, "prod", [other], reason="before", now=NOW - 90)
+    await scene.ledger.write(refuse_whole, "prod", [first], status=422, reason="too long", now=NOW - 60)
+    told = [Refusal(second, b"\2\0\0\0", None, "five times 500")]
+    await scene.ledger.write(refuse, "prod", told, partly={second}, now=NOW)
+
+    prod, lab, new = (await scene.report()).destinations
+
+    assert (prod.partial_buckets, prod.refused_buckets, prod.refused_samples) == (1, 2, 7)
+    assert (lab.refused_samples, lab.refusals, lab.given_up) == (new.refused_samples, new.refusals, new.given_up)
+    assert (lab.refused_samples, lab.refusals, lab.given_up) == (0, (), ())
+    assert prod.given_up == (
+        GivenUp("partial", 1, NOW, None, "five times 500"),
+        GivenUp("refused", 2, NOW - 60, 422, "too long"),
+    )
+    series = [f'cloudflare_zone_requests{{country="C{number}", zone_id="{tag(1)}"}}' for number in range(3)]
+    newest, oldest, _ = prod.refusals
+    assert newest == RefusedStatus(NOW, T0 + 4 * HOUR, 1, (series[1],), None, "five times 500")
+    assert oldest == RefusedStatus(NOW - 60, T0 + 3 * HOUR, 3, tuple(series), 422, "too long")
+
+
+async def test_of_many_refusals_and_of_many_series_the_first_few_are_told(scene: Scene) -> None:
+    await scene.ledger.write(capture, [bucket(1, hour, samples=50) for hour in range(10, 18)], NOW)
+    waiting = await pending_ids(scene.ledger, "prod")
+    await scene.ledger.write(refuse_whole, "prod", waiting)
+
+    prod = (await scene.report()).destinations[0]
+
+    assert (prod.refused_buckets, prod.refused_samples) == (16, 8 * 3 + 8 * 50)
+    assert len(prod.refusals) == 5
+    assert {(refusal.samples, len(refusal.series)) for refusal in prod.refusals} == {(50, 3)}
+
+
+async def test_a_series_is_written_as_a_query_would_and_within_bounds(scene: Scene) -> None:
+    window = bucket(1, 9).window
+    labels = ({"path": 'a"b\\c\nd\x1b[2Jé'}, {"path": "x" * 5000})
+    blocks = tuple(label_block("cloudflare_zone_requests", each) for each in labels)
+    given = Bucket(DATASET, tag(1), window, window.start * 1000, blocks, array("d", [1.0, 2.0]))
+    await scene.ledger.write(capture, [given], NOW)
+    await scene.ledger.write(refuse_whole, "prod", (await pending_ids(scene.ledger, "prod"))[-1:])
+
+    (refusal,) = (await scene.report()).destinations[0].refusals
+
+    escaped, long = refusal.series
+    assert escaped == r'cloudflare_zone_requests{path="a\"b\\c\nd\x1b[2Jé"}'
+    assert len(long) == 1000
+    assert long.endswith("x…")
+
+
+async def test_a_series_that_cannot_be_read_is_told_as_that(scene: Scene) -> None:
+    await scene.ledger.write(refuse_whole, "prod", (await pending_ids(scene.ledger, "prod"))[:1])
+    await scene.ledger.write(forget_series)
+
+    (refusal,) = (await scene.report()).destinations[0].refusals
+
+    assert refusal.series == ("(a series that cannot be read)",) * 3
+
+
+async def test_how_a_destination_is_spoken_to_is_told_by_the_worker_only(scene: Scene) -> None:
+    scene.destinations = {
+        "prod": RunningDestination(message="2.0"),
+        "lab": RunningDestination(message="1.0 (fell back: 415)", parked="HTTP 401 since noon"),
+    }
+    prod, lab, new = (await scene.report()).destinations
+    assert (prod.message, prod.parked) == ("2.0", None)
+    assert (lab.message, lab.parked) == ("1.0 (fell back: 415)", "HTTP 401 since noon")
+    assert (new.message, new.parked) == (None, None)
 
 
 async def test_expected_captured_and_missing_windows_are_told_per_zone(scene: Scene) -> None:

@@ -8,23 +8,38 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tests.unit.ledger.fleet import DATASET, HOUR, NOW, T0, acknowledge_all, bucket, pending_ids, scope, tag, window
+from tests.unit.ledger.fleet import (
+    DATASET,
+    HOUR,
+    NOW,
+    T0,
+    acknowledge_all,
+    bucket,
+    pending_ids,
+    refuse_whole,
+    scope,
+    tag,
+    window,
+)
 from worker.config import CloudflareSettings, DestinationSettings, LedgerSettings, Settings
 from worker.health import TokenState, Verdict
 from worker.ledger import (
     Hole,
     HoleReason,
     Ledger,
+    Refusal,
     capture,
+    expire,
     note_failure,
     outstanding_windows,
     record_holes,
     record_scopes,
     refuse,
     register_destinations,
+    set_aside,
 )
 from worker.report import Running, report_status
-from worker.status import DestinationStatus, ScopeStatus
+from worker.status import DestinationStatus, GivenUp, ScopeStatus
 
 END = T0 + 24 * HOUR + 600
 """When the 24 windows of the first day are final."""
@@ -165,13 +180,35 @@ async def test_the_last_success_and_the_last_failure_of_a_destination_outlive_th
     assert await scene.destination() == before
 
 
-async def test_a_refusal_is_told_where_the_way_to_the_destination_never_failed(scene: Scene) -> None:
+async def test_what_was_given_up_is_told_apart_from_a_failure_on_the_way(scene: Scene) -> None:
     await scene.captured(0)
-    ids = await pending_ids(scene.ledger)
-    await scene.ledger.write(refuse, "prom", ids, status=400, reason="out of bounds", now=END)
+    await scene.ledger.write(refuse_whole, "prom", await pending_ids(scene.ledger), reason="out of bounds", now=END)
     status = await scene.destination()
-    assert status.last_failure == "refused: out of bounds"
-    assert status.refused_buckets == 1
+    assert (status.last_failure, status.last_failure_at) == (None, None)
+    assert status.given_up == (GivenUp("refused", 1, END, 400, "out of bounds"),)
+
+
+async def test_each_way_of_giving_up_has_its_own_reason(scene: Scene) -> None:
+    await scene.captured(*range(5))
+    some, every, damaged, *_ = await pending_ids(scene.ledger)
+    told = [Refusal(some, b"\1\0\0\0", 422, "label too long")]
+    await scene.ledger.write(refuse, "prom", told, partly={some}, now=END)
+    await scene.ledger.write(refuse_whole, "prom", [every], reason="out of bounds", now=END)
+    await scene.ledger.write(set_aside, "prom", [damaged], now=END)
+    await scene.ledger.write(expire, ended_before=T0 + 4 * HOUR + 1, now=END)
+    await scene.ledger.write(note_failure, "prom", "HTTP 503: busy", END)
+    status = await scene.destination()
+    assert status.last_failure == "HTTP 503: busy"
+    assert [(each.state, each.buckets, each.status) for each in status.given_up] == [
+        ("damaged", 1, None),
+        ("expired", 1, None),
+        ("partial", 1, 422),
+        ("refused", 1, 400),
+    ]
+    reasons = [each.reason for each in status.given_up]
+    assert "checksum" in reasons[0]
+    assert "CF_REPLAY_HOURS" in reasons[1]
+    assert reasons[2:] == ["label too long", "out of bounds"]
 
 
 async def test_what_a_destination_says_is_kept_within_bounds(scene: Scene) -> None:

@@ -5,21 +5,35 @@ found before anything else happens and told in one `ConfigError`, and that no se
 nothing of what the settings are used for.
 """
 
-from worker.config.destinations import SECRET_FILE_KEYS
+from worker.config.authentication import (
+    Authorization,
+    AzureAdSettings,
+    AzureCertificate,
+    AzureManagedIdentity,
+    AzureOAuth,
+    AzureSdk,
+    AzureWorkloadIdentity,
+    BasicAuth,
+    OAuth2Settings,
+    SigV4Settings,
+)
+from worker.config.connection import ProxySettings, TlsSettings
 from worker.config.load import load_settings
-from worker.config.names import DESTINATION_KEYS, SETTINGS, Setting, describe
+from worker.config.names import DESTINATION_KEYS, SECRET_FILE_KEYS, SETTINGS, Setting, describe
+from worker.config.relabel_rules import RelabelRule
+from worker.config.secret_files import SecretFile, SecretFileError
 from worker.config.settings import (
     BUCKET_SECONDS,
     KNOWN_DATASETS,
-    BasicAuth,
     CloudflareSettings,
     DestinationSettings,
     LedgerSettings,
     ListenSettings,
     LogSettings,
+    Message,
+    MetadataSettings,
     QueueSettings,
     Settings,
-    TlsSettings,
 )
 
 __all__ = [
@@ -28,15 +42,30 @@ __all__ = [
     "KNOWN_DATASETS",
     "SECRET_FILE_KEYS",
     "SETTINGS",
+    "Authorization",
+    "AzureAdSettings",
+    "AzureCertificate",
+    "AzureManagedIdentity",
+    "AzureOAuth",
+    "AzureSdk",
+    "AzureWorkloadIdentity",
     "BasicAuth",
     "CloudflareSettings",
     "DestinationSettings",
     "LedgerSettings",
     "ListenSettings",
     "LogSettings",
+    "Message",
+    "MetadataSettings",
+    "OAuth2Settings",
+    "ProxySettings",
     "QueueSettings",
+    "RelabelRule",
+    "SecretFile",
+    "SecretFileError",
     "Setting",
     "Settings",
+    "SigV4Settings",
     "TlsSettings",
     "describe",
     "load_settings",

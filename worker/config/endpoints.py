@@ -1,4 +1,4 @@
-"""How URLs, addresses, headers and credentials are written, and what is wrong with one that is not.
+"""How URLs, addresses and credentials are written, and what is wrong with one that is not.
 
 Parsers as in `worker.config.values`. What they refuse is shown without the parts that may be secret, and not at all
 where all of it may be.
@@ -6,7 +6,6 @@ where all of it may be.
 
 import ipaddress
 import re
-from collections.abc import Mapping
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
@@ -32,15 +31,31 @@ def shown_url(url: str) -> str:
 
 def destination_url(value: object) -> str:
     """Where samples are pushed to or read back from: http or https, with a host, without user and fragment."""
+    return _url_without_user(value, "basic_auth (in the environment: REMOTE_WRITE_USERNAME and REMOTE_WRITE_PASSWORD)")
+
+
+def token_url(value: object) -> str:
+    """Where a token is fetched; as `destination_url`."""
+    return _url_without_user(value, "client_id and client_secret")
+
+
+def _url_without_user(value: object, instead: str) -> str:
     text, parts = _url(value)
     if "@" in parts.netloc:
-        problem = (
-            "must not hold a user or password; give them as basic_auth (in the environment: REMOTE_WRITE_USERNAME and "
-            "REMOTE_WRITE_PASSWORD)"
-        )
-        raise InvalidValueError(shown_url(text), problem)
+        raise InvalidValueError(shown_url(text), f"must not hold a user or password; give them as {instead}")
     if parts.fragment:
         raise InvalidValueError(shown_url(text), "must not have a fragment (#...)")
+    return text
+
+
+def proxy_url(value: object) -> str:
+    """A proxy: http or https, with a host, perhaps with user and password, and nothing behind the port."""
+    if isinstance(value, str) and value.strip().lower().startswith("socks"):
+        problem = "must be a proxy with http:// or https://; SOCKS is not spoken"
+        raise InvalidValueError(shown_url(value.strip()), problem)
+    text, parts = _url(value)
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise InvalidValueError(shown_url(text), "must end with the proxy's host and port")
     return text
 
 
@@ -115,7 +130,7 @@ def user_name(value: object) -> str:
 
 def secret(value: object) -> SecretStr:
     """A password: text of one line. Line ends after it are dropped, as an editor or `echo` leaves them in a file."""
-    text = _secret_text(value).rstrip("\r\n")
+    text = secret_text(value).rstrip("\r\n")
     if not text or not text.isprintable():
         raise InvalidValueError(None, "must be text of one line, without control characters")
     return SecretStr(text)
@@ -123,7 +138,7 @@ def secret(value: object) -> SecretStr:
 
 def token(value: object) -> SecretStr:
     """A token as it stands in an Authorization header (RFC 6750, 2.1: no blanks); blanks around it are dropped."""
-    text = _secret_text(value).strip()
+    text = secret_text(value).strip()
     if re.match(r"bearer\s", text, re.IGNORECASE):
         raise InvalidValueError(None, "must be the token alone, without the word Bearer in front of it")
     if not re.fullmatch(r"[\x21-\x7e]+", text):
@@ -131,31 +146,28 @@ def token(value: object) -> SecretStr:
     return SecretStr(text)
 
 
-def header_value(value: object) -> SecretStr:
-    """What may stand in an HTTP header: visible ASCII with blanks inside (RFC 9110, 5.5)."""
-    text = _secret_text(value).strip()
-    if not re.fullmatch(r"[\x20-\x7e]+", text):
-        raise InvalidValueError(None, "must be visible ASCII characters and blanks, on one line")
-    return SecretStr(text)
+def pem(value: object) -> str:
+    """Certificates as text (RFC 7468); never shown, as a key may stand there by mistake."""
+    text = secret_text(value).strip()
+    if not text.startswith("-----BEGIN ") or not text.endswith("-----"):
+        problem = "must be the text itself, from -----BEGIN to -----END ...-----; a file is given as ..._file"
+        raise InvalidValueError(None, problem)
+    if "PRIVATE KEY" in text:
+        raise InvalidValueError(None, "must be certificates alone; the private key is given as key or key_file")
+    return f"{text}\n"
 
 
-def header_text(value: object) -> str:
-    """As `header_value`, for what is no secret."""
-    if not isinstance(value, str) or not re.fullmatch(r"[\x20-\x7e]+", value.strip()):
-        raise InvalidValueError(shown(value), "must be visible ASCII characters and blanks, on one line")
-    return value.strip()
+def secret_pem(value: object) -> SecretStr:
+    """A private key as text (RFC 7468)."""
+    text = secret_text(value).strip()
+    if not text.startswith("-----BEGIN ") or not text.endswith("PRIVATE KEY-----"):
+        problem = "must be the text of a private key itself, from -----BEGIN to -----END; a file is given as key_file"
+        raise InvalidValueError(None, problem)
+    return SecretStr(f"{text}\n")
 
 
-def authorization_scheme(value: object) -> str:
-    """The first word of an Authorization header (RFC 9110, 11.1)."""
-    if not isinstance(value, str) or not _HEADER_NAME.fullmatch(value.strip()):
-        raise InvalidValueError(shown(value), "must be one word, such as Bearer")
-    if value.strip().lower() == "basic":
-        raise InvalidValueError(shown(value), "must not be Basic: give basic_auth with username and password")
-    return value.strip()
-
-
-def _secret_text(value: object) -> str:
+def secret_text(value: object) -> str:
+    """The text of a secret, wrapped or not."""
     match value:
         case SecretStr():
             return value.get_secret_value()
@@ -163,56 +175,3 @@ def _secret_text(value: object) -> str:
             return value
         case _:
             raise InvalidValueError(None, "must be text")
-
-
-# RFC 9110, 5.6.2: the characters of a header's name.
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# What remote write, HTTP or the connection fix; remote write 1.0 does not let custom headers replace its own.
-# `Retry-Attempt` is counted by the worker.
-RESERVED_HEADERS = frozenset(
-    {
-        "accept-encoding",
-        "connection",
-        "content-encoding",
-        "content-length",
-        "content-type",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "retry-attempt",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "user-agent",
-        "www-authenticate",
-        "x-prometheus-remote-write-version",
-    }
-)
-
-
-def headers(value: object) -> Mapping[str, SecretStr]:
-    """HTTP headers of a destination: none of the reserved ones, none twice. Their values count as secrets."""
-    if not isinstance(value, Mapping):
-        raise InvalidValueError(None, "must be a mapping of header names to values")
-    taken: dict[str, SecretStr] = {}
-    problems: dict[str, str] = {}
-    lower = [str(name).lower() for name in value]
-    for name, content in value.items():
-        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
-            problems[shown(name)] = "is no name of a header"
-        elif name.lower() in RESERVED_HEADERS:
-            problems[name] = "is set by the worker itself"
-        elif lower.count(name.lower()) > 1:
-            problems[name] = "is given twice, in different spelling"
-        else:
-            try:
-                taken[name] = header_value(content)
-            except InvalidValueError as invalid:
-                problems[name] = invalid.problem
-    if problems:
-        text = "; ".join(f"{name} {problem}" for name, problem in problems.items())
-        raise InvalidValueError(", ".join(problems), f"cannot be sent: {text}")
-    return taken

@@ -9,6 +9,7 @@ Knows no setting by name.
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,8 +58,13 @@ _Loader.add_implicit_resolver(_NULL, re.compile(r"(~|null|Null|NULL|)\Z"), ["~",
 _Loader.add_implicit_resolver(_MERGE, re.compile(r"<<\Z"), ["<"])
 
 
-def read_file(path: Path, mistakes: Mistakes) -> Mapping[str, object] | None:
-    """The file's top-level keys with their values; None, with the reason in `mistakes`, where it cannot be read."""
+def read_file(
+    path: Path, mistakes: Mistakes, *, own_placeholders: frozenset[str] = frozenset()
+) -> Mapping[str, object] | None:
+    """The file's top-level keys with their values; None, with the reason in `mistakes`, where it cannot be read.
+
+    own_placeholders: keys, at any depth, under which `${...}` means something.
+    """
     where = str(path)
     try:
         loader = _Loader(path.read_text(encoding="utf-8-sig"))
@@ -68,7 +74,7 @@ def read_file(path: Path, mistakes: Mistakes) -> Mapping[str, object] | None:
         if tree is None:
             return {}
         if isinstance(tree, Mapping):
-            return {str(key): _checked(value, str(key), mistakes) for key, value in tree.items()}
+            return _Placeholders(own_placeholders, mistakes).refuse_in(tree)
         problem = "must hold settings, one `name: value` a line"
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
@@ -86,20 +92,36 @@ def read_file(path: Path, mistakes: Mistakes) -> Mapping[str, object] | None:
     return None
 
 
-def _checked(value: object, name: str, mistakes: Mistakes) -> object:
-    """The value with texts as its keys throughout; placeholders are noted as mistakes."""
-    match value:
-        case Mapping():
-            return {str(key): _checked(item, f"{name}.{key}", mistakes) for key, item in value.items()}
-        case list():
-            return [_checked(item, f"{name}[{index}]", mistakes) for index, item in enumerate(value)]
-        case str() if _PLACEHOLDER.search(value):
-            problem = (
-                "holds a ${...} placeholder, and nothing fills it in: write the value itself, give a secret as a file "
-                "(..._file), or use an environment variable of the worker"
-            )
-            mistakes.add(name, None, problem)
-    return value
+@dataclass(frozen=True, slots=True)
+class _Placeholders:
+    """Looks for `${...}`, which nothing fills in.
+
+    own: keys under which it means something.
+    """
+
+    own: frozenset[str]
+    mistakes: Mistakes
+
+    def refuse_in(self, tree: Mapping[object, object]) -> Mapping[str, object]:
+        """The mapping with texts as its keys throughout; placeholders are noted as mistakes."""
+        return {str(key): self._checked(value, str(key), own=key in self.own) for key, value in tree.items()}
+
+    def _checked(self, value: object, name: str, *, own: bool) -> object:
+        match value:
+            case Mapping():
+                return {
+                    str(key): self._checked(item, f"{name}.{key}", own=own or key in self.own)
+                    for key, item in value.items()
+                }
+            case list():
+                return [self._checked(item, f"{name}[{index}]", own=own) for index, item in enumerate(value)]
+            case str() if not own and _PLACEHOLDER.search(value):
+                problem = (
+                    "holds a ${...} placeholder, and nothing fills it in: write the value itself, give a secret as a "
+                    "file (..._file), or use an environment variable of the worker"
+                )
+                self.mistakes.add(name, None, problem)
+        return value
 
 
 def _syntax(error: yaml.MarkedYAMLError) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from worker.config import destinations
+from worker.config import destinations, pasted
 from worker.config.file import read_file
 from worker.config.mistakes import Mistakes
 from worker.config.names import SETTINGS, Setting
@@ -23,6 +23,8 @@ from worker.errors import Mistake
 _MISSPELT = 0.9
 # A number under a name that lacks the unit, or has another one, was meant for us: CF_DELAY, LEDGER_RETENTION_DAYS.
 _UNIT = re.compile(r"_(SECONDS|MINUTES|HOURS|DAYS|BYTES)$")
+# Replacements refer to the groups of their regex.
+_OWN_PLACEHOLDERS = frozenset({"write_relabel_configs"})
 _PLACES = {setting.name: place for place, setting in enumerate(SETTINGS)}
 
 
@@ -32,7 +34,7 @@ def load_settings(config_file: Path | None, environ: Mapping[str, str]) -> Setti
     file: Mapping[str, object] | None = {}
     directory = Path()
     if config_file is not None:
-        file = read_file(config_file, mistakes)
+        file = read_file(config_file, mistakes, own_placeholders=_OWN_PLACEHOLDERS)
         directory = config_file.parent
     # What a broken file would have set is not missing.
     complete = file is not None
@@ -43,9 +45,11 @@ def load_settings(config_file: Path | None, environ: Mapping[str, str]) -> Setti
     _refuse_unknown_keys(file, mistakes)
     parsed = _parse(given, mistakes, complete=complete)
     _cross_check(given, parsed, mistakes)
+    labels = pasted.external_labels(file, mistakes)
     pushed_to = _destinations(given, parsed, file, directory, mistakes, complete=complete)
     mistakes.raise_any(lambda mistake: _place(mistake, str(config_file)))
-    return _assemble(parsed, pushed_to, _replaced(given, file))
+    labelled = tuple(destination.model_copy(update={"external_labels": labels}) for destination in pushed_to)
+    return _assemble(parsed, labelled, _replaced(given, file))
 
 
 def _look_up(
@@ -82,14 +86,13 @@ def _refuse_misspelt_variables(environ: Mapping[str, str], mistakes: Mistakes) -
 
 
 def _refuse_unknown_keys(file: Mapping[str, object], mistakes: Mistakes) -> None:
-    known = ["remote_write"]
+    known = ["remote_write", "external_labels"]
     for setting in SETTINGS:
         known += [setting.name.lower(), f"{setting.name.lower()}_file"] if setting.secret else [setting.name.lower()]
-    for key, value in file.items():
-        if key == "external_labels":
-            if value:
-                mistakes.add(key, None, "is a key of Prometheus that this version does not support; remove it")
-        elif key not in known:
+    for key in file:
+        if key in pasted.ELSEWHERE:
+            mistakes.add(key, None, pasted.ELSEWHERE_PROBLEM)
+        elif key != "global" and key not in known:
             mistakes.add(key, None, f"is not a known key{did_you_mean(key, known)}")
 
 

@@ -25,15 +25,17 @@ class Mistakes:
         """Note that what was given for `setting` is wrong; nothing of a secret may be in any of the three."""
         self._found.setdefault(setting, Mistake(setting, given, problem))
 
-    def add_invalid(self, error: ValidationError, setting_at: Callable[[str], str]) -> None:
-        """Note what a model refused; `setting_at` names the setting at a path (`a.b`) inside the model."""
+    def add_invalid(self, error: ValidationError, setting_at: Callable[[tuple[int | str, ...]], str]) -> None:
+        """Note what a model refused; `setting_at` names the setting at a place inside the model."""
         for detail in error.errors(include_url=False, include_input=False):
-            setting = setting_at(".".join(map(str, detail["loc"])))
+            setting = setting_at(detail["loc"])
             match detail["type"]:
                 case "value_error" if isinstance(invalid := detail["ctx"]["error"], InvalidValueError):
                     self.add(setting, invalid.given, invalid.problem)
                 case "missing":
                     self.add(setting, None, "is required")
+                case "tuple_type":
+                    self.add(setting, None, "must be a list: every item starts with `- `")
                 case _:  # every single value is left to a parser: what a model itself refuses is no mapping
                     self.add(setting, None, "must be a mapping of keys to values")
 

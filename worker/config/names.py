@@ -7,19 +7,20 @@ values come from.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from worker.config import endpoints, values
 from worker.config.destinations import RemoteWriteEntry, RemoteWriteVariables
+from worker.config.secret_files import SecretFile
+from worker.config.section import Section, can_be_a_file, holds
 from worker.config.settings import (
     CloudflareSettings,
+    DestinationSettings,
     LedgerSettings,
     ListenSettings,
     LogSettings,
-    Section,
     Settings,
 )
 
@@ -53,7 +54,7 @@ def _setting(name: str, path: tuple[str, ...], info: FieldInfo) -> Setting:
         meaning=" ".join((info.description or "").partition("\n\n")[0].split()),
         default=_as_text(name, path[-1], default),
         required=info.is_required(),
-        secret=_holds_secret(info.annotation),
+        secret=holds(info.annotation, SecretStr),
         path=path,
         info=info,
     )
@@ -74,15 +75,11 @@ def _settings() -> Iterator[Setting]:
 
 
 def _destination_keys(section: type[Section], prefix: str = "", path: tuple[str, ...] = ()) -> Iterator[Setting]:
-    for (key, inner), (name, info) in zip(section.keys().items(), section.model_fields.items(), strict=True):
-        if inner is None:
-            yield _setting(prefix + key, (*path, name), info)
+    for key in section.keys().values():
+        if key.section is None or key.repeated:
+            yield _setting(prefix + key.name, (*path, *key.path), key.info)
         else:
-            yield from _destination_keys(inner, f"{prefix}{key}.", (*path, name))
-
-
-def _holds_secret(annotation: object) -> bool:
-    return annotation is SecretStr or any(_holds_secret(inner) for inner in get_args(annotation))
+            yield from _destination_keys(key.section, f"{prefix}{key.name}.", (*path, *key.path))
 
 
 def _as_text(name: str, attribute: str, value: object) -> str:
@@ -90,18 +87,33 @@ def _as_text(name: str, attribute: str, value: object) -> str:
     match value:
         case None:
             text = ""
-        case bool():
-            text = str(value).lower()
-        case tuple():
-            text = ",".join(value)
-        case Mapping():
-            text = ", ".join(f"{key}: {item}" for key, item in value.items())
-        case Path():
-            text = str(value) if value.is_absolute() else f"./{value}"
         case ListenSettings():
             text = value.address
+        case tuple() if value and isinstance(value[0], Section):
+            text = "1 rule" if len(value) == 1 else f"{len(value)} rules"
+        case tuple():
+            text = ",".join(map(str, value))
+        case Mapping():
+            text = ", ".join(f"{key}: {_single_as_text(name, attribute, item)}" for key, item in value.items())
+        case _:
+            text = _single_as_text(name, attribute, value)
+    return text
+
+
+def _single_as_text(name: str, attribute: str, value: object) -> str:
+    match value:
+        case _ if attribute in _HIDDEN:
+            text = "**********"
+        case bool():
+            text = str(value).lower()
+        case SecretFile():
+            text = str(value.path)
+        case Path():
+            text = str(value) if value.is_absolute() else f"./{value}"
         case str() if attribute.endswith("url"):
             text = endpoints.shown_url(value)
+        case str() if value.startswith("-----BEGIN"):
+            text = value.splitlines()[0] + "..."
         case int() if "bytes" in attribute:
             text = values.size_text(value)
         case int() | float() if attribute.endswith("_seconds") and not name.endswith("_SECONDS"):
@@ -111,11 +123,17 @@ def _as_text(name: str, attribute: str, value: object) -> str:
     return text
 
 
+# Parameters of a foreign server, and headers of a proxy: nobody knows which of them is a password.
+_HIDDEN = ("endpoint_params", "proxy_connect_header")
+
 SETTINGS: tuple[Setting, ...] = tuple(_settings())
 """Every environment variable, in the order of the documents; in the file, the same names in lower case are keys."""
 
 DESTINATION_KEYS: tuple[Setting, ...] = tuple(_destination_keys(RemoteWriteEntry))
 """Every key of an entry of `remote_write`; those of `SECRET_FILE_KEYS` also with `_file` after them."""
+
+SECRET_FILE_KEYS = tuple(key.name for key in DESTINATION_KEYS if can_be_a_file(key.info))
+"""Keys that can be given as a file, with `_file` after them."""
 
 
 def describe(settings: Settings) -> list[tuple[str, str]]:
@@ -126,11 +144,16 @@ def describe(settings: Settings) -> list[tuple[str, str]]:
         if setting.path[0] != "remote_write"
     ]
     for index, destination in enumerate(settings.destinations):
-        lines += [
-            (f"remote_write[{index}].{key.name}", _as_text(key.name, key.path[-1], _value_at(destination, key.path)))
-            for key in DESTINATION_KEYS
-        ]
+        lines += [line for key in DESTINATION_KEYS for line in _described(f"remote_write[{index}].", key, destination)]
+    if settings.destinations:
+        lines.append(("external_labels", _as_text("", "", settings.destinations[0].external_labels)))
     return [(name, value) for name, value in lines if value]
+
+
+def _described(prefix: str, key: Setting, destination: DestinationSettings) -> Iterator[tuple[str, str]]:
+    value = _value_at(destination, key.path)
+    suffix = "_file" if isinstance(value, SecretFile) else ""
+    yield f"{prefix}{key.name}{suffix}", _as_text(key.name, key.path[-1], value)
 
 
 def _value_at(start: object, path: tuple[str, ...]) -> object:

@@ -4,8 +4,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from worker.config import values
 from worker.config.mistakes import Mistakes
+
+
+class SecretFileError(values.InvalidValueError):
+    """A file that should hold a secret does not. The text names the file and what is wrong, and nothing of its content.
+
+    path:    of the file.
+    problem: what is wrong with it, as the rest of a sentence.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(values.shown(str(path)), problem)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.given} {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
+class SecretFile:
+    """A file that holds a secret, now this one and later perhaps another.
+
+    path: of the file; absolute, or relative to the working directory.
+    """
+
+    path: Path
+
+    def read(self) -> SecretStr:
+        """What the file holds now, without blanks and line ends around it, as Prometheus reads it. SecretFileError."""
+        try:
+            text = self.path.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise SecretFileError(self.path, f"cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise SecretFileError(self.path, "is not UTF-8 text") from None
+        if not text:
+            raise SecretFileError(self.path, "is empty")
+        if not text.isprintable():
+            raise SecretFileError(self.path, "must hold text of one line, without control characters")
+        return SecretStr(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +54,7 @@ class Given:
     """That something was given for a setting.
 
     name:  the setting as the user wrote it.
-    value: what was given; None where it is already noted as a mistake. May be a secret.
+    value: what was given; None where it is already noted as a mistake. May be a secret, or the file of one.
     """
 
     name: str
@@ -28,7 +69,7 @@ def is_empty(value: object) -> bool:
 def look_up(
     source: Mapping[str, object], key: str, file_key: str, *, directory: Path, mistakes: Mistakes, where: str = ""
 ) -> Given | None:
-    """What `source` holds under `key`, or in the file that it names under `file_key`; None where neither is given.
+    """What `source` holds under `key`, or the file that it names under `file_key`; None where neither is given.
 
     directory: where a relative path starts.
     where:     what stands in front of the keys in a mistake.
@@ -41,21 +82,7 @@ def look_up(
         mistakes.add(name, values.shown(path), f"cannot be given together with {where}{key}; keep one of them")
         return Given(name, None)
     try:
-        return Given(name, _content(path, directory))
+        return Given(name, SecretFile(values.file_path(path, directory)))
     except values.InvalidValueError as invalid:
         mistakes.add(name, invalid.given, invalid.problem)
         return Given(name, None)
-
-
-def _content(path: object, directory: Path) -> str:
-    """What a secret's file holds, without the line ends after it; a relative path starts at `directory`."""
-    file = values.file_path(directory / path if isinstance(path, str) else path)
-    try:
-        text = file.read_text(encoding="utf-8").rstrip("\r\n")
-    except OSError as error:
-        raise values.InvalidValueError(values.shown(str(file)), f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise values.InvalidValueError(values.shown(str(file)), "is not UTF-8 text") from None
-    if not text:
-        raise values.InvalidValueError(values.shown(str(file)), "is empty")
-    return text

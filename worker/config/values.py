@@ -13,6 +13,8 @@ from difflib import get_close_matches
 from fractions import Fraction
 from pathlib import Path
 
+from worker.series import LABEL_NAME
+
 _SHOWN_CHARACTERS = 80  # of a wrong value: enough to recognise it, and a mistake still fits a line or two
 
 
@@ -184,6 +186,47 @@ def choice(value: object, allowed: Sequence[str]) -> str:
     return word
 
 
+def word(value: object, allowed: Sequence[str]) -> str:
+    """One of a few words, spelt exactly so."""
+    if not isinstance(value, str) or value.strip() not in allowed:
+        raise InvalidValueError(shown(value), f"must be one of {', '.join(allowed)}")
+    return value.strip()
+
+
+def uuid(value: object) -> str:
+    """An id as Azure gives it: 32 hexadecimal digits with four dashes."""
+    if not isinstance(value, str) or not re.fullmatch(
+        r"\s*[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\s*", value
+    ):
+        raise InvalidValueError(shown(value), "must be an id such as 00000000-0000-0000-0000-000000000000")
+    return value.strip()
+
+
+def texts_by_name(value: object) -> Mapping[str, str]:
+    """Texts by their names; what they are is not shown."""
+    if not isinstance(value, Mapping) or not all(isinstance(item, str) for pair in value.items() for item in pair):
+        raise InvalidValueError(None, "must be a mapping of names to texts")
+    return dict(value)
+
+
+def labels(value: object) -> Mapping[str, str]:
+    """Labels by their names, as Prometheus takes them; none whose name starts with two underscores."""
+    if not isinstance(value, Mapping):
+        raise InvalidValueError(shown(value), "must be a mapping of label names to values")
+    for name, text in value.items():
+        if not isinstance(name, str) or not LABEL_NAME.fullmatch(name):
+            raise InvalidValueError(shown(name), "must hold label names of letters, digits and underscores only")
+        if name.startswith("__"):
+            problem = (
+                "must not hold a name that starts with __: those are Prometheus' own, and __replica__ makes Mimir and "
+                "Cortex discard what comes from the replica that they did not elect"
+            )
+            raise InvalidValueError(name, problem)
+        if not isinstance(text, str):
+            raise InvalidValueError(name, "must hold a text as the value of each label")
+    return {name: text for name, text in value.items() if text}
+
+
 def truth(value: object) -> bool:
     """`true` or `false`; also what YAML takes for them."""
     if isinstance(value, bool):
@@ -239,9 +282,12 @@ def zone_list(value: object) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------------------------------------- files
 
 
-def readable_file(value: object) -> Path:
-    """A file that is there and can be read."""
-    path = file_path(value)
+def readable_file(value: object, directory: Path = Path()) -> Path:
+    """A file that is there and can be read.
+
+    directory: where a relative path starts.
+    """
+    path = file_path(value, directory)
     try:
         with path.open("rb"):
             return path
@@ -249,12 +295,15 @@ def readable_file(value: object) -> Path:
         raise InvalidValueError(shown(str(path)), f"cannot be read: {error.strerror}") from None
 
 
-def file_path(value: object) -> Path:
-    """The path of a file, which need not exist; `~` is the home directory. A directory is refused."""
+def file_path(value: object, directory: Path = Path()) -> Path:
+    """The path of a file, which need not exist; `~` is the home directory. A directory is refused.
+
+    directory: where a relative path starts.
+    """
     if not isinstance(value, str | Path) or not str(value).strip() or not str(value).isprintable():
         raise InvalidValueError(shown(value), "must be the path of a file")
     try:
-        path = Path(str(value).strip()).expanduser()
+        path = directory / Path(str(value).strip()).expanduser()
     except RuntimeError:
         raise InvalidValueError(shown(value), "starts with ~, but there is no such home directory") from None
     if path.is_dir():

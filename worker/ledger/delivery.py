@@ -5,7 +5,7 @@ replay bound, or because its content is damaged. It comes back only by a repair 
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -13,11 +13,16 @@ import msgspec
 from worker.buckets import Batch, StoredBucket
 from worker.ledger.packing import SERIES_ID_TYPE, is_intact
 from worker.ledger.session import Session
+from worker.times import span
 
-# How many windows of one scope follow each other in the queue of a destination that takes them in any order. With tens
-# of samples of a series in a row a receiver is several times as fast as with one. 32 one-minute windows stay within the
-# hour below its newest sample that Prometheus files in order, at a quarter of the cost of what it files out of order.
-_SEGMENT_WINDOWS = 32
+# How long the stretch is in which all windows of one scope follow each other in the queue of a destination that takes
+# them in any order. With tens of samples of a series in a row a receiver is several times as fast as with one. 32
+# one-minute windows stay within the hour below its newest sample that Prometheus files in order, at a quarter of the
+# cost of what it files out of order. A wider window is a segment of its own: there are few of them.
+_SEGMENT_SECONDS = 32 * 60
+
+# Past every segment, and later than every window: an end that bounds nothing.
+_NEVER = 2**62
 
 # The receiver's own words, for a person; a page of them is not more helpful.
 _MAX_REASON_CHARACTERS = 1024
@@ -39,6 +44,18 @@ ONE_LANE = Lane(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """A part of a destination's queue by age: segments that start in [from_segment, before_segment), unix seconds."""
+
+    from_segment: int = -_NEVER
+    before_segment: int = _NEVER
+
+
+WHOLE_QUEUE = Stretch()
+"""From the oldest bucket to the newest."""
+
+
+@dataclass(frozen=True, slots=True)
 class Position:
     """A place in a destination's queue: everything up to and with it was handed out."""
 
@@ -46,6 +63,26 @@ class Position:
     scope_id: int
     start: int
     bucket_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Samples of one bucket that a receiver will not take.
+
+    series_ids: of the samples, 4 bytes each, unsigned, little-endian.
+    status:     the HTTP status; None where no answer came.
+    reason:     what the receiver said to them.
+    """
+
+    bucket_id: int
+    series_ids: bytes
+    status: int | None
+    reason: str
+
+    @property
+    def sample_count(self) -> int:
+        """How many samples it names."""
+        return len(self.series_ids) // 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +109,18 @@ def register_destinations(
     older than the newest of its series.
     """
     known = {
-        name: (number, segment_windows, gone_at)
-        for number, name, segment_windows, gone_at in session.rows("all_destinations")
+        name: (number, segment_seconds, gone_at)
+        for number, name, segment_seconds, gone_at in session.rows("all_destinations")
     }
     for name, (number, _, gone_at) in known.items():
         if name not in strict_by_name and gone_at is None:
             session.change("destination_gone", id=number, now=int(now))
     for name, strict in strict_by_name.items():
-        segment_windows = 1 if strict else _SEGMENT_WINDOWS
-        number = session.number("record_destination", name=name, segment_windows=segment_windows)
-        _, segment_windows_before, gone_at = known.get(name, (number, segment_windows, 0))
-        if segment_windows_before != segment_windows:
-            session.change("reorder_queue", destination_id=number, segment_windows=segment_windows)
+        segment_seconds = 1 if strict else _SEGMENT_SECONDS
+        number = session.number("record_destination", name=name, segment_seconds=segment_seconds)
+        _, segment_seconds_before, gone_at = known.get(name, (number, segment_seconds, 0))
+        if segment_seconds_before != segment_seconds:
+            session.change("reorder_queue", destination_id=number, segment_seconds=segment_seconds)
         if gone_at is not None:
             session.change("enqueue_ended_since", destination_id=number, since=int(replay_since))
 
@@ -96,14 +133,23 @@ def next_pending(
     max_samples: int,
     one_window_per_series: bool,
     lane: Lane = ONE_LANE,
+    stretch: Stretch = WHOLE_QUEUE,
+    without: Collection[int] = (),
+    waited_for_since: float | None = None,
 ) -> Pending | None:
-    """The buckets that come next in a lane of the queue behind `after`; None at its end.
+    """The buckets that come next in a stretch of a lane of the queue behind `after`; None at its end.
 
     At least one, and otherwise at most `max_samples` together. With `one_window_per_series` no two windows of one
     dataset and scope are in a batch, so that a request that is sent again after a lost answer repeats only the newest
     sample of each series, which a strict receiver accepts.
+
+    without:          ids of buckets that are passed over.
+    waited_for_since: unix seconds. A window that ended after it, whose last attempt to be captured failed, holds back
+                      all later windows of its dataset and scope. None: nothing is held back.
     """
-    place = after or Position(segment=-(2**62), scope_id=0, start=0, bucket_id=0)
+    place = after or Position(segment=-_NEVER, scope_id=0, start=0, bucket_id=0)
+    if place.segment < stretch.from_segment:
+        place = Position(stretch.from_segment, scope_id=0, start=-_NEVER, bucket_id=0)
     buckets: list[StoredBucket] = []
     damaged: list[int] = []
     series: dict[int, bytes] = {}
@@ -119,6 +165,9 @@ def next_pending(
         scope_id=place.scope_id,
         start=place.start,
         bucket_id=place.bucket_id,
+        before_segment=stretch.before_segment,
+        without=_json(without) if without else None,
+        waited_for_since=None if waited_for_since is None else int(waited_for_since),
     ):
         intact = is_intact(
             seal,
@@ -162,11 +211,17 @@ def still_pending(session: Session, destination: str, bucket_ids: Sequence[int])
     return waiting == len(set(bucket_ids))
 
 
-def acknowledge(session: Session, destination: str, bucket_ids: Sequence[int], now: float) -> None:
-    """The receiver answered 2xx to a request that held all samples of these buckets."""
+def acknowledge(
+    session: Session, destination: str, bucket_ids: Sequence[int], now: float, *, any_taken: bool = True
+) -> None:
+    """The receiver has answered 2xx to all samples of these buckets, or to all that were to be sent.
+
+    What it had refused stays refused until a repair asks for it again; what was given up meanwhile is acknowledged.
+    """
     number = _destination_number(session, destination)
     session.change("acknowledge", destination_id=number, bucket_ids=_json(bucket_ids), now=int(now))
-    session.change("destination_succeeded", destination_id=number, now=int(now))
+    if any_taken:
+        session.change("destination_succeeded", destination_id=number, now=int(now))
 
 
 def note_failure(session: Session, destination: str, reason: str, now: float) -> None:
@@ -175,16 +230,63 @@ def note_failure(session: Session, destination: str, reason: str, now: float) ->
 
 
 def refuse(
-    session: Session, destination: str, bucket_ids: Sequence[int], *, status: int, reason: str, now: float
+    session: Session, destination: str, refusals: Sequence[Refusal], *, partly: Collection[int], now: float
 ) -> None:
-    """The receiver answered that it will never take these buckets as they are."""
-    _decide(session, destination, bucket_ids, state="refused", status=status, reason=reason, now=now)
+    """The receiver will never take these samples; all others of their buckets are decided on, too.
+
+    What was acknowledged before stays acknowledged, and keeps no refusal.
+
+    partly: ids of the buckets of which it has acknowledged at least one sample.
+    """
+    number = _destination_number(session, destination)
+    newest = {refusal.bucket_id: refusal for refusal in refusals}
+    for refusal in newest.values():
+        state = "partial" if refusal.bucket_id in partly else "refused"
+        _decide(
+            session,
+            destination,
+            [refusal.bucket_id],
+            state=state,
+            status=refusal.status,
+            reason=refusal.reason,
+            now=now,
+        )
+    for refusal in refusals:
+        session.change(
+            "record_refusal",
+            destination_id=number,
+            bucket_id=refusal.bucket_id,
+            series_ids=refusal.series_ids,
+            status=refusal.status,
+            reason=refusal.reason[:_MAX_REASON_CHARACTERS],
+            now=int(now),
+        )
+    if partly:
+        session.change("destination_succeeded", destination_id=number, now=int(now))
 
 
 def set_aside(session: Session, destination: str, bucket_ids: Sequence[int], now: float) -> None:
     """What these buckets hold is not what was captured: never sent, kept for whoever looks into it."""
     reason = "its content, or the row of one of its series, does not match its checksum"
     _decide(session, destination, bucket_ids, state="damaged", status=None, reason=reason, now=now)
+
+
+def expire_too_old(
+    session: Session, destination: str, *, stamped_before: float, window_seconds: float, now: float
+) -> int:
+    """Give up what is older than the receiver takes, instead of sending it in vain; return how many buckets.
+
+    stamped_before: unix seconds; what counts is the timestamp of the samples, not the window's end.
+    window_seconds: how old they may be, for the reason that is kept.
+    """
+    return session.change(
+        "expire_too_old",
+        destination_id=_destination_number(session, destination),
+        stamped_before=int(stamped_before),
+        reason=f"older than {span(window_seconds)}, which is all that the receiver takes (out_of_order_time_window, or "
+        "sample_age_limit), so it was not sent: raise that on the receiver and here, then `cfrw resend --since`",
+        now=int(now),
+    )
 
 
 def expire(session: Session, *, ended_before: float, now: float) -> int:
@@ -221,7 +323,7 @@ def _decide(
     )
 
 
-def _json(bucket_ids: Sequence[int]) -> str:
+def _json(bucket_ids: Iterable[int]) -> str:
     return msgspec.json.encode(list(bucket_ids)).decode()
 
 

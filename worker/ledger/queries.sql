@@ -105,27 +105,27 @@ INSERT INTO drift (bucket_id, seen_at, samples_differing) VALUES (:bucket_id, :n
 ON CONFLICT DO UPDATE SET seen_at = excluded.seen_at, samples_differing = excluded.samples_differing
 
 -- name: all_destinations
-SELECT id, name, segment_windows, gone_at FROM destination
+SELECT id, name, segment_seconds, gone_at FROM destination
 
 -- name: destination_id
 SELECT id FROM destination WHERE name = :name
 
 -- name: record_destination
-INSERT INTO destination (name, segment_windows) VALUES (:name, :segment_windows)
-ON CONFLICT (name) DO UPDATE SET segment_windows = excluded.segment_windows, gone_at = NULL
+INSERT INTO destination (name, segment_seconds) VALUES (:name, :segment_seconds)
+ON CONFLICT (name) DO UPDATE SET segment_seconds = excluded.segment_seconds, gone_at = NULL
 RETURNING id
 
 -- name: destination_gone
 UPDATE destination SET gone_at = :now WHERE id = :id
 
 -- name: reorder_queue
-UPDATE delivery SET segment = start - start % ((window_end - start) * :segment_windows)
+UPDATE delivery SET segment = start - start % max(window_end - start, :segment_seconds)
 WHERE destination_id = :destination_id AND state = 'pending'
 
 -- name: enqueue
 INSERT INTO delivery (bucket_id, destination_id, state, segment, scope_id, start, window_end, sample_count)
 SELECT
-    :bucket_id, id, 'pending', :start - :start % (:width_seconds * segment_windows), :scope_id, :start,
+    :bucket_id, id, 'pending', :start - :start % max(:width_seconds, segment_seconds), :scope_id, :start,
     :start + :width_seconds, :sample_count
 FROM destination WHERE gone_at IS NULL
 
@@ -133,7 +133,7 @@ FROM destination WHERE gone_at IS NULL
 INSERT INTO delivery (bucket_id, destination_id, state, segment, scope_id, start, window_end, sample_count)
 SELECT
     bucket.id, destination.id, 'pending',
-    bucket.start - bucket.start % (bucket.width_seconds * destination.segment_windows),
+    bucket.start - bucket.start % max(bucket.width_seconds, destination.segment_seconds),
     bucket.scope_id, bucket.start, bucket.start + bucket.width_seconds, length(bucket.sample_values) / 8
 FROM destination CROSS JOIN bucket
 WHERE destination.id = :destination_id AND length(bucket.sample_values) > 0
@@ -154,7 +154,16 @@ WHERE queued.destination_id = (SELECT id FROM destination WHERE name = :destinat
     AND queued.state = 'pending'
     AND queued.scope_id % :lanes = :lane
     AND (queued.segment, queued.scope_id, queued.start, queued.bucket_id) > (:segment, :scope_id, :start, :bucket_id)
-    AND delivery.state NOT IN ('acknowledged', 'refused', 'expired', 'damaged')
+    AND queued.segment < :before_segment
+    AND (:without IS NULL OR queued.bucket_id NOT IN (SELECT value FROM json_each(:without)))
+    AND delivery.state NOT IN ('acknowledged', 'partial', 'refused', 'expired', 'damaged')
+    AND (:waited_for_since IS NULL OR NOT EXISTS (
+        SELECT 1 FROM hole
+        WHERE hole.dataset_id = bucket.dataset_id AND hole.scope_id = bucket.scope_id
+            AND hole.width_seconds = bucket.width_seconds
+            AND hole.start < bucket.start AND hole.start > :waited_for_since - bucket.width_seconds
+            AND hole.reason = 'failed'
+    ))
 ORDER BY queued.segment, queued.scope_id, queued.start, queued.bucket_id
 
 -- name: destination_succeeded
@@ -171,14 +180,29 @@ SELECT count(*) FROM delivery
 WHERE destination_id = :destination_id AND state = 'pending'
     AND bucket_id IN (SELECT value FROM json_each(:bucket_ids))
 
+-- name: record_refusal
+INSERT INTO refusal (destination_id, bucket_id, series_ids, status, reason, refused_at)
+SELECT destination_id, bucket_id, :series_ids, :status, :reason, :now FROM delivery
+WHERE destination_id = :destination_id AND bucket_id = :bucket_id AND state IN ('partial', 'refused')
+
 -- name: acknowledge
 UPDATE delivery SET state = 'acknowledged', decided_at = :now, status = NULL, reason = NULL
 WHERE destination_id = :destination_id AND bucket_id IN (SELECT value FROM json_each(:bucket_ids))
+    AND state NOT IN ('partial', 'refused')
 
 -- name: decide_against
 UPDATE delivery SET state = :state, decided_at = :now, status = :status, reason = :reason
 WHERE destination_id = :destination_id AND bucket_id IN (SELECT value FROM json_each(:bucket_ids))
-    AND state != 'acknowledged'
+    AND state NOT IN ('acknowledged', 'partial', 'refused', 'damaged')
+
+-- name: expire_too_old
+UPDATE delivery SET state = 'expired', decided_at = :now, reason = :reason
+WHERE destination_id = :destination_id AND state = 'pending' AND segment < :stamped_before
+    AND (SELECT timestamp_ms FROM bucket WHERE bucket.id = delivery.bucket_id) < :stamped_before * 1000
+
+-- name: forget_refusals
+DELETE FROM refusal
+WHERE (bucket_id, destination_id) IN (SELECT bucket_id, destination_id FROM delivery WHERE job_id = :job_id)
 
 -- name: expire
 UPDATE delivery SET state = 'expired', decided_at = :now, reason = :reason
@@ -248,7 +272,7 @@ ORDER BY destination.name, delivery.state
 INSERT INTO delivery (bucket_id, destination_id, state, segment, scope_id, start, window_end, sample_count, job_id)
 SELECT
     bucket.id, destination.id, 'pending',
-    bucket.start - bucket.start % (bucket.width_seconds * destination.segment_windows),
+    bucket.start - bucket.start % max(bucket.width_seconds, destination.segment_seconds),
     bucket.scope_id, bucket.start, bucket.start + bucket.width_seconds, length(bucket.sample_values) / 8, :job_id
 FROM bucket
 JOIN scope ON scope.id = bucket.scope_id
@@ -275,7 +299,7 @@ WITH counted (destination_id, state, buckets) AS (
     UNION ALL
     SELECT destination_id, 'acknowledged', count(*) FROM delivery WHERE state = 'acknowledged' GROUP BY destination_id
     UNION ALL
-    SELECT destination_id, state, count(*) FROM delivery WHERE state IN ('refused', 'expired', 'damaged')
+    SELECT destination_id, state, count(*) FROM delivery WHERE state IN ('partial', 'refused', 'expired', 'damaged')
     GROUP BY destination_id, state
 )
 SELECT destination.name, counted.state, counted.buckets, destination.gone_at IS NOT NULL
@@ -285,9 +309,26 @@ ORDER BY destination.name, counted.state
 -- name: undelivered
 SELECT destination.name, delivery.state, count(*), max(delivery.decided_at), delivery.status, coalesce(delivery.reason, '')
 FROM delivery JOIN destination ON destination.id = delivery.destination_id
-WHERE delivery.state IN ('refused', 'expired', 'damaged')
+WHERE delivery.state IN ('partial', 'refused', 'expired', 'damaged')
 GROUP BY destination.id, delivery.state
 ORDER BY destination.name, delivery.state
+
+-- name: refused_samples
+SELECT destination.name, count(DISTINCT refusal.bucket_id), sum(length(refusal.series_ids) / 4)
+FROM destination JOIN refusal ON refusal.destination_id = destination.id
+GROUP BY destination.id
+ORDER BY destination.name
+
+-- name: newest_refusals
+SELECT
+    destination.name, refusal.bucket_id, CAST(refusal.series_ids AS BLOB), bucket.timestamp_ms, refusal.status,
+    refusal.reason, refusal.refused_at
+FROM refusal
+JOIN destination ON destination.id = refusal.destination_id
+JOIN bucket ON bucket.id = refusal.bucket_id
+WHERE destination.name = :destination
+ORDER BY refusal.rowid DESC
+LIMIT :most
 
 -- name: scope_reports
 WITH reach AS (

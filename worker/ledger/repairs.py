@@ -97,6 +97,7 @@ def carry_out_next(session: Session, now: float) -> Job | None:
         return None
     counts = plan_resend(session, asked.arguments)
     session.change("enqueue_again", **_bindings(asked.arguments), job_id=asked.job_id)
+    session.change("forget_refusals", job_id=asked.job_id)
     session.change("finish_job", id=asked.job_id, state="done", result=_json(counts), now=int(now))
     return job(session, asked.job_id)
 

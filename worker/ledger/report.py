@@ -1,7 +1,9 @@
 """Verbs that only look: what the status, the metrics and the commands show."""
 
+from array import array
 from dataclasses import dataclass
 
+from worker.ledger.packing import SERIES_ID_TYPE
 from worker.ledger.session import Session
 
 
@@ -72,6 +74,33 @@ class ScopeReport:
 
 
 @dataclass(frozen=True, slots=True)
+class RefusedSamples:
+    """How many samples a destination has refused, and of how many buckets."""
+
+    destination: str
+    buckets: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedSample:
+    """Samples of one bucket that a receiver refused for one reason.
+
+    timestamp_ms: what they carry.
+    series:       their label blocks (`worker.series`); empty where one cannot be read.
+    refused_at:   unix seconds.
+    """
+
+    destination: str
+    bucket_id: int
+    timestamp_ms: int
+    series: tuple[bytes, ...]
+    status: int | None
+    reason: str
+    refused_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class Undelivered:
     """Buckets of one destination that were decided against, with one of the reasons given."""
 
@@ -102,8 +131,26 @@ def delivery_counts(session: Session) -> tuple[DeliveryCount, ...]:
 
 
 def undelivered(session: Session) -> tuple[Undelivered, ...]:
-    """What was refused, expired or damaged, per destination and state."""
+    """What was refused in part or as a whole, expired or damaged, per destination and state."""
     return tuple(Undelivered(*row) for row in session.rows("undelivered"))
+
+
+def refused_samples(session: Session) -> tuple[RefusedSamples, ...]:
+    """What each destination has refused, sample by sample; those without refusals are left out."""
+    return tuple(RefusedSamples(*row) for row in session.rows("refused_samples"))
+
+
+def refusals(session: Session, destination: str, *, newest: int) -> tuple[RefusedSample, ...]:
+    """The newest refusals of a destination, newest first, each with the series that it names."""
+    found = []
+    for name, bucket_id, series_ids, timestamp_ms, status, reason, refused_at in session.rows(
+        "newest_refusals", destination=destination, most=newest
+    ):
+        # A flipped bit may have cut the last number off.
+        numbers = array(SERIES_ID_TYPE, series_ids[: len(series_ids) // 4 * 4])
+        blocks = tuple((session.series.blocks([number]) or {}).get(number, b"") for number in numbers)
+        found.append(RefusedSample(name, bucket_id, timestamp_ms, blocks, status, reason, refused_at))
+    return tuple(found)
 
 
 def scope_reports(

@@ -61,7 +61,7 @@ CREATE INDEX bucket_by_start ON bucket (start);
 CREATE TABLE destination (
     id              INTEGER PRIMARY KEY,
     name            TEXT NOT NULL UNIQUE,
-    segment_windows INTEGER NOT NULL,  -- windows in a segment of its queue (see delivery_queue); 1 if it is strict
+    segment_seconds INTEGER NOT NULL,  -- how long a segment of its queue is (see delivery_queue); 1 if it is strict
     gone_at         INTEGER,  -- set when the configuration does not name it any more; its rows are then nobody's duty
     last_success_at INTEGER,  -- when it last acknowledged something
     last_failure_at INTEGER,
@@ -71,14 +71,15 @@ CREATE TABLE destination (
 -- What became of one bucket at one destination. The state is a word and not a number, so that no single
 -- flipped bit turns one state into another.
 --   pending       to be sent
---   acknowledged  the receiver answered 2xx
---   refused       the receiver answered that it will never take it; status and reason say what it said
---   expired       older than the replay bound before it could be delivered
+--   acknowledged  the receiver answered 2xx to all of its samples
+--   partial       the same, but for the samples in the table refusal
+--   refused       the receiver will take none of its samples; status and reason say what it said
+--   expired       older than the replay bound, or than what the receiver takes, before it could be delivered
 --   damaged       its content did not match its checksum when it was read to be sent
 CREATE TABLE delivery (
     bucket_id      INTEGER NOT NULL REFERENCES bucket (id) ON DELETE CASCADE,
     destination_id INTEGER NOT NULL REFERENCES destination (id),
-    state          TEXT NOT NULL CHECK (state IN ('pending', 'acknowledged', 'refused', 'expired', 'damaged')),
+    state          TEXT NOT NULL CHECK (state IN ('pending', 'acknowledged', 'partial', 'refused', 'expired', 'damaged')),
     segment        INTEGER NOT NULL,  -- place in the queue, see delivery_queue
     scope_id       INTEGER NOT NULL,  -- copied from the bucket, for the queue
     start          INTEGER NOT NULL,  -- copied from the bucket, for the queue
@@ -91,10 +92,26 @@ CREATE TABLE delivery (
     PRIMARY KEY (bucket_id, destination_id)
 ) STRICT, WITHOUT ROWID;
 
--- The queue of a destination is one range scan of this index. A segment is a run of windows; within it all windows
--- of a scope follow each other, oldest first, so that a batch holds many samples of few series, which is
--- what a receiver takes fastest. A strict destination takes no sample that is older than the newest of its series: there a
--- segment is one window, and the oldest window of any scope goes first.
+-- Samples that a receiver refused, each tried alone or with others of its bucket that were refused like it. They go
+-- with the delivery: asking for it again forgets them.
+CREATE TABLE refusal (
+    destination_id INTEGER NOT NULL,
+    bucket_id      INTEGER NOT NULL,
+    series_ids     BLOB NOT NULL,     -- uint32, little-endian
+    status         INTEGER,           -- HTTP status; NULL where no answer came
+    reason         TEXT NOT NULL,     -- bounded text
+    refused_at     INTEGER NOT NULL,
+    FOREIGN KEY (bucket_id, destination_id) REFERENCES delivery (bucket_id, destination_id) ON DELETE CASCADE
+) STRICT;
+CREATE INDEX refusal_by_delivery ON refusal (bucket_id, destination_id);
+
+-- The newest of a destination, by the rowid behind it.
+CREATE INDEX refusal_by_destination ON refusal (destination_id);
+
+-- The queue of a destination is one range scan of this index. A segment is half an hour, or one window where that is
+-- longer; within it all windows of a scope follow each other, oldest first, so that a batch holds many samples of few
+-- series, which is what a receiver takes fastest. A strict destination takes no sample that is older than the newest of
+-- its series: there a segment is one window, and the oldest window of any scope goes first.
 CREATE INDEX delivery_queue ON delivery (destination_id, segment, scope_id, start, bucket_id, window_end, sample_count)
     WHERE state = 'pending';
 
@@ -106,7 +123,7 @@ CREATE INDEX delivery_acknowledged ON delivery (destination_id) WHERE state = 'a
 
 -- What the receiver or the bound decided against, for the status and for repair.
 CREATE INDEX delivery_undelivered ON delivery (destination_id, state, start)
-    WHERE state IN ('refused', 'expired', 'damaged');
+    WHERE state IN ('partial', 'refused', 'expired', 'damaged');
 
 -- Why a window has no bucket although it was asked for. Replaced at each attempt, deleted by the capture.
 CREATE TABLE hole (

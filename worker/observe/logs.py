@@ -22,7 +22,10 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "console"]
 
 # Libraries that at INFO tell every request or their own start and stop; what they warn of is kept.
-QUIET_LOGGERS = ("asyncio", "httpx", "httpcore", "uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
+QUIET_LOGGERS = (
+    *("asyncio", "httpx", "httpcore", "uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"),
+    *("azure", "botocore", "msal", "urllib3"),
+)
 
 # Control characters would let the text of a remote side move the cursor of a terminal or fake a line of its own.
 _VISIBLE = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}

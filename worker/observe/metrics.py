@@ -22,6 +22,9 @@ from worker.health import Health
 # What can become of a request, and of the samples in it, at a destination.
 PUSH_OUTCOMES = ("accepted", "refused", "later")
 
+# Of answers that refuse samples, and of samples that were never sent; any other starts to count when it comes.
+REFUSAL_STATUSES = ("400", "409", "413", "422", "none")
+
 # A request to Cloudflare or to a receiver takes 50 ms to a minute; its own deadline is about the last one.
 REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -73,6 +76,7 @@ class Metrics:
         self._registry = _Registry()
         self._descriptions: list[MetricDescription] = []
         self._oldest_pending_end: dict[str, float] = {}
+        self._highest_sent: dict[str, float] = {}
 
         self.build_info = self._new(
             Gauge,
@@ -167,14 +171,66 @@ class Metrics:
         self.push_samples_total = self._new(
             Counter, "cfrw_push_samples_total", "Samples in these requests.", ("destination", "outcome")
         )
-        self.push_retries_total = self._new(
+        self.push_samples_retried_total = self._new(
             Counter,
-            "cfrw_push_retries_total",
-            "Requests that were not the first attempt to send their samples.",
+            "cfrw_push_samples_retried_total",
+            "Samples in requests that were not the first attempt to send them.",
             destination,
+        )
+        self.push_samples_failed_total = self._new(
+            Counter,
+            "cfrw_push_samples_failed_total",
+            "Samples that the destination refused for good, by the HTTP status of its answer; `none` without one.",
+            ("destination", "status"),
+        )
+        self.push_unwritten_samples_total = self._new(
+            Counter,
+            "cfrw_push_unwritten_samples_total",
+            "Samples in accepted requests of remote write 2.0 that the receiver says it has not written.",
+            destination,
+        )
+        self.push_splits_total = self._new(
+            Counter,
+            "cfrw_push_splits_total",
+            "Requests that were refused, or failed too often, and were sent in smaller parts.",
+            destination,
+        )
+        self.push_split_requests_total = self._new(
+            Counter, "cfrw_push_split_requests_total", "Requests with such smaller parts.", destination
         )
         self.push_bytes_total = self._new(
             Counter, "cfrw_push_bytes_total", "Bytes sent to the destination, after compression.", destination
+        )
+        self.push_queue_highest_sent_timestamp_seconds = self._new(
+            Gauge,
+            "cfrw_push_queue_highest_sent_timestamp_seconds",
+            "Newest timestamp of any sample that the destination has accepted.",
+            destination,
+        )
+        self.push_shards = self._new(
+            Gauge, "cfrw_push_shards", "How many requests may go to the destination at a time.", destination
+        )
+        self.push_max_bytes_per_send = self._new(
+            Gauge,
+            "cfrw_push_max_bytes_per_send",
+            "Most bytes in one request before compression: max_bytes_per_send, or less after the destination refused "
+            "larger ones.",
+            destination,
+        )
+        self.push_parked = self._new(
+            Gauge,
+            "cfrw_push_parked",
+            "1 while the destination is parked: somebody has to correct its set-up, and only probes are sent.",
+            destination,
+        )
+        self.push_message_version = self._new(
+            Gauge, "cfrw_push_message_version", "Version of remote write that is sent: 1 or 2.", destination
+        )
+        self.push_fallen_back = self._new(
+            Gauge,
+            "cfrw_push_fallen_back",
+            "1 while remote write 1.0 is sent because the destination did not take 2.0.",
+            destination,
         )
         self.push_samples_pending = self._new(
             Gauge, "cfrw_push_samples_pending", "Samples in the ledger that wait to be accepted.", destination
@@ -223,6 +279,28 @@ class Metrics:
         else:
             self._oldest_pending_end[destination] = window_end
 
+    def sent(
+        self, destination: str, outcome: str, *, samples: int, sent_bytes: int, seconds: float, again: bool
+    ) -> None:
+        """A request went to a destination: its outcome, what was in it, and whether it had been sent before."""
+        self.push_requests_total.labels(destination, outcome).inc()
+        self.push_samples_total.labels(destination, outcome).inc(samples)
+        self.push_bytes_total.labels(destination).inc(sent_bytes)
+        self.push_sent_batch_duration_seconds.labels(destination).observe(seconds)
+        if again:
+            self.push_samples_retried_total.labels(destination).inc(samples)
+
+    def took(self, destination: str, *, now: float, newest_seconds: float) -> None:
+        """A destination has accepted a request whose newest sample has this timestamp; unix seconds."""
+        self.push_last_success_timestamp_seconds.labels(destination).set(now)
+        newest = max(newest_seconds, self._highest_sent.get(destination, 0.0))
+        self._highest_sent[destination] = newest
+        self.push_queue_highest_sent_timestamp_seconds.labels(destination).set(newest)
+
+    def refused(self, destination: str, status: int | None, samples: int) -> None:
+        """A destination will never take so many samples."""
+        self.push_samples_failed_total.labels(destination, "none" if status is None else str(status)).inc(samples)
+
     def descriptions(self) -> tuple[MetricDescription, ...]:
         """Every metric, in the order in which the documentation should list them."""
         return tuple(self._descriptions)
@@ -249,9 +327,20 @@ class Metrics:
         for outcome in PUSH_OUTCOMES:
             self.push_requests_total.labels(name, outcome)
             self.push_samples_total.labels(name, outcome)
+        for status in REFUSAL_STATUSES:
+            self.push_samples_failed_total.labels(name, status)
         self.push_last_success_timestamp_seconds.labels(name)
         self.push_sent_batch_duration_seconds.labels(name)
-        self.push_retries_total.labels(name)
+        self.push_samples_retried_total.labels(name)
+        self.push_unwritten_samples_total.labels(name)
+        self.push_splits_total.labels(name)
+        self.push_split_requests_total.labels(name)
+        self.push_queue_highest_sent_timestamp_seconds.labels(name)
+        self.push_shards.labels(name)
+        self.push_max_bytes_per_send.labels(name)
+        self.push_parked.labels(name)
+        self.push_message_version.labels(name)
+        self.push_fallen_back.labels(name)
         self.push_bytes_total.labels(name)
         self.push_samples_pending.labels(name)
         self.push_buckets_pending.labels(name)

@@ -7,18 +7,26 @@ answer means. Keeps no state about what was delivered: that is the ledger's, of 
 from worker.remote_write.auth import secrets_of
 from worker.remote_write.client import RemoteWriteClient
 from worker.remote_write.encode import compress, write_request
+from worker.remote_write.halve import halves, spread
+from worker.remote_write.outgoing import Outbox, Outgoing
+from worker.remote_write.protocol import Protocol
 from worker.remote_write.split import split_batch
-from worker.remote_write.verdict import MAX_RETRY_AFTER_SECONDS, Accepted, Later, Refused, Verdict
+from worker.remote_write.verdict import Accepted, Fate, Later, Refused, Verdict
 
 __all__ = [
-    "MAX_RETRY_AFTER_SECONDS",
     "Accepted",
+    "Fate",
     "Later",
+    "Outbox",
+    "Outgoing",
+    "Protocol",
     "Refused",
     "RemoteWriteClient",
     "Verdict",
     "compress",
+    "halves",
     "secrets_of",
     "split_batch",
+    "spread",
     "write_request",
 ]

@@ -1,85 +1,91 @@
 """Who the worker is to a receiver.
 
-The only place that takes a destination's secrets out of their wrapping. Nothing here has a repr that shows one.
+Owns the ways to say so, which the modules beside this one (`auth_...`) hold. Nothing here has a repr that shows a
+secret.
 """
 
 import base64
-import json
-import re
-from collections.abc import Generator, Iterator
-from urllib.parse import unquote_plus, urlsplit
+from typing import Protocol
 
 import httpx
 from pydantic import SecretStr
 
+from worker.clock import Clock
 from worker.config import DestinationSettings
+from worker.errors import ConfigError, Mistake
+from worker.remote_write.auth_oauth2 import oauth2_tokens
+from worker.remote_write.files import plain
+from worker.remote_write.mask import SecretMask, secrets_of
+from worker.remote_write.verdict import Later
 
-# Headers by which a receiver tells its tenants apart: names, not secrets, and often a single digit.
-_TENANT_HEADERS = frozenset({"x-scope-orgid", "thanos-tenant"})
-
-
-class BearerAuth(httpx.Auth):
-    """Sends `Authorization: Bearer <token>` (RFC 6750, 2.1)."""
-
-    def __init__(self, token: SecretStr) -> None:
-        self._token = token
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        request.headers["Authorization"] = f"Bearer {self._token.get_secret_value()}"
-        yield request
+__all__ = ["Credentials", "FixedHeader", "SecretMask", "credentials_of", "secrets_of"]
 
 
-def authentication(settings: DestinationSettings) -> httpx.Auth | None:
-    """How the requests to a destination are authenticated, beside its own headers."""
-    if settings.basic_auth is not None:
-        return httpx.BasicAuth(settings.basic_auth.username, settings.basic_auth.password.get_secret_value())
-    if settings.bearer_token is not None:
-        return BearerAuth(settings.bearer_token)
+class Credentials(Protocol):
+    """What shows a receiver who sends a request."""
+
+    async def authorize(self, request: httpx.Request) -> Later | None:
+        """Put it into the request's headers; or say why it cannot be had now."""
+
+    def refused(self, request: httpx.Request) -> bool:
+        """The receiver answered 401 to this request: drop what it showed. Whether something newer can be shown."""
+
+    async def aclose(self) -> None:
+        """Close the connections that were needed for it."""
+
+
+class FixedHeader:
+    """An Authorization header that stays what it is, or none."""
+
+    def __init__(self, value: SecretStr | None) -> None:
+        self._value = value
+
+    async def authorize(self, request: httpx.Request) -> None:
+        if self._value is not None:
+            request.headers["Authorization"] = self._value.get_secret_value()
+
+    def refused(self, _request: httpx.Request) -> bool:
+        return False
+
+    async def aclose(self) -> None:
+        pass
+
+
+def credentials_of(settings: DestinationSettings, clock: Clock, mask: SecretMask) -> Credentials:
+    """What the destination's settings, with their files read, say to show beside its headers.
+
+    mask: is told of every secret that is fetched. ConfigError where a package is missing or a file cannot be used.
+    """
+    if settings.oauth2 is not None:
+        return oauth2_tokens(settings, settings.oauth2, clock, mask)
+    if settings.sigv4 is not None:
+        try:
+            from worker.remote_write.auth_aws import Signatures  # noqa: PLC0415 - its package is an extra
+        except ModuleNotFoundError as error:
+            raise _missing(settings, "sigv4", "aws", error) from None
+        return Signatures(settings, settings.sigv4, mask)
+    if settings.azuread is not None:
+        try:
+            from worker.remote_write.auth_azure import azure_tokens  # noqa: PLC0415 - its package is an extra
+        except ModuleNotFoundError as error:
+            raise _missing(settings, "azuread", "azure", error) from None
+        return azure_tokens(settings, settings.azuread, clock, mask)
+    return FixedHeader(_fixed(settings))
+
+
+def _fixed(settings: DestinationSettings) -> SecretStr | None:
+    if (basic := settings.basic_auth) is not None:
+        user = f"{plain(basic.username)}:{plain(basic.password)}"  # RFC 7617, 2
+        return SecretStr(f"Basic {base64.b64encode(user.encode()).decode()}")
+    if (given := settings.authorization) is not None:
+        return SecretStr(f"{given.type} {plain(given.credentials)}")  # as RFC 6750, 2.1 for a Bearer token
     return None
 
 
-class SecretMask:
-    """Blots out a destination's secrets in what its receiver says: some repeat the request that they complain about."""
-
-    def __init__(self, settings: DestinationSettings) -> None:
-        # The longest first: one may be a part of another.
-        secrets = sorted({secret for secret in secrets_of(settings) if secret}, key=len, reverse=True)
-        self._spelled = [
-            re.compile(b"".join(b"(?:%b)" % b"|".join(_spellings(character)) for character in secret))
-            for secret in secrets
-        ]
-
-    def __call__(self, text: bytes) -> bytes:
-        """The text with every secret replaced by as many stars, so that what follows stays in its place."""
-        for spelled in self._spelled:
-            text = spelled.sub(lambda found: b"*" * len(found[0]), text)
-        return text
-
-
-def _spellings(character: str) -> Iterator[bytes]:
-    """Patterns of a character as JSON (RFC 8259, 7) and URLs (RFC 3986, 2.1) may write it, and as it is."""
-    utf_16 = character.encode("utf-16-be").hex()
-    yield b"(?i:%b)" % "".join(rf"\\u{utf_16[at : at + 4]}" for at in range(0, len(utf_16), 4)).encode()
-    yield b"(?i:%b)" % "".join(f"%{byte:02x}" for byte in character.encode()).encode()
-    yield re.escape(json.dumps(character)[1:-1].encode())
-    if character in "/ ":
-        yield {"/": rb"\\/", " ": rb"\+"}[character]
-    yield re.escape(character.encode())
-
-
-def secrets_of(settings: DestinationSettings) -> Iterator[str]:
-    """Every secret of a destination, alone and in the forms in which it goes out; some come twice, some are empty."""
-    if settings.basic_auth is not None:
-        password = settings.basic_auth.password.get_secret_value()
-        yield password
-        user = f"{settings.basic_auth.username}:{password}"
-        yield from (user, base64.b64encode(user.encode()).decode())
-    if settings.bearer_token is not None:
-        yield settings.bearer_token.get_secret_value()
-    for name, header in settings.headers.items():
-        if name.lower() not in _TENANT_HEADERS:
-            # The scheme in front of a credential (`Basic`, `Token`) may be left out when it is repeated.
-            yield from {header.get_secret_value(), header.get_secret_value().rpartition(" ")[2]}
-    for parameter in urlsplit(settings.url).query.split("&"):
-        value = parameter.partition("=")[2]
-        yield from {value, unquote_plus(value)}
+def _missing(settings: DestinationSettings, key: str, extra: str, error: ModuleNotFoundError) -> ConfigError:
+    package = (error.name or extra).partition(".")[0]
+    problem = (
+        f"needs a package that is not installed ({package}): pip install '.[{extra}]' in the folder of the project, or "
+        f"build the container image with --build-arg EXTRAS={extra}"
+    )
+    return ConfigError([Mistake(f"remote_write {settings.name}: {key}", None, problem)])

@@ -1,130 +1,182 @@
 """One destination, over HTTP.
 
-Owns the exchange: which headers go out, how long it may take, how much of the answer is read. Promises a verdict for
-every attempt, whatever the other side does, in bounded time and memory, with no secret in it; and that nothing is sent
-to any other place than the destination's URL: no redirect is followed and no proxy of the environment used.
+Owns what goes out: the headers of each version of remote write, the credentials, when files are read again. Promises a
+verdict for every attempt, whatever the other side does, in bounded time and memory, with no secret in it.
 
-Does not try again and does not wait: that is its caller's.
+Does not try again and does not wait: that is its caller's. One thing it does repeat: a request that was refused with
+401, once, where a newer token can be had.
 """
 
 import asyncio
-import os
-import socket
-import ssl
-from collections.abc import Iterator
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import httpx
 
-from worker import __version__
 from worker.clock import Clock
-from worker.config import DestinationSettings
+from worker.config import DestinationSettings, Message
 from worker.errors import ConfigError, Mistake
-from worker.remote_write.auth import SecretMask, authentication
-from worker.remote_write.tls import ssl_context
-from worker.remote_write.verdict import MAX_TEXT_CHARACTERS, Later, Verdict, judge, printable
+from worker.remote_write.auth import Credentials, credentials_of
+from worker.remote_write.exchange import Answer, Connections
+from worker.remote_write.files import Signature, files_of, plain, signature, with_files_read
+from worker.remote_write.mask import SecretMask
+from worker.remote_write.verdict import MAX_TEXT_CHARACTERS, Fate, Later, Verdict, judge
 
-# Remote write 1.0 specification, "Protocol"; custom headers cannot override them.
-_PROTOCOL_HEADERS = {
-    "Content-Encoding": "snappy",
-    "Content-Type": "application/x-protobuf",
-    "User-Agent": f"cloudflare-remote-write/{__version__}",
-    "X-Prometheus-Remote-Write-Version": "0.1.0",
-    # The answer is shown to people as it comes; nothing in it is worth unpacking, or the risk.
-    "Accept-Encoding": "identity",
+# The specifications of remote write, 1.0 and 2.0, "Protocol"; custom headers cannot override them. Some receivers
+# compare the content type as a whole: no blank after the semicolon.
+_HEADERS = {
+    Message.V1: {
+        "Content-Encoding": "snappy",
+        "Content-Type": "application/x-protobuf",
+        "X-Prometheus-Remote-Write-Version": "0.1.0",
+    },
+    Message.V2: {
+        "Content-Encoding": "snappy",
+        "Content-Type": f"application/x-protobuf;proto={Message.V2}",
+        "X-Prometheus-Remote-Write-Version": "2.0.0",
+    },
 }
-
-# A connection that takes longer than this does not come: three lost SYNs are repeated after 1, 2 and 4 s.
-_CONNECT_SECONDS = 10.0
 
 # Read of an answer's body: four times what is kept of it, so that a secret that the end of reading cuts in two lies
 # behind what is kept.
 _BODY_BYTES = 4 * MAX_TEXT_CHARACTERS
 
-# A destination is delivered in four lanes (worker.push), each with one request under way; as many connections again
-# replace those that a timeout has just spoiled.
-_LIMITS = httpx.Limits(max_connections=8, max_keepalive_connections=4)
+
+@dataclass(slots=True, eq=False, repr=False)
+class _Setup:
+    """All that follows from the settings and from what their files hold."""
+
+    files: Signature
+    headers: httpx.Headers
+    mask: SecretMask
+    credentials: Credentials
+    connections: Connections
+    sends: int = 0
+
+    async def aclose(self) -> None:
+        await self.credentials.aclose()
+        await self.connections.aclose()
 
 
 class RemoteWriteClient:
-    """Sends requests to one destination. ConfigError where its URL or its TLS files cannot be used."""
+    """Sends requests to one destination.
+
+    ConfigError where its URL or one of its files cannot be used, or a package is missing that its way to authenticate
+    needs. Afterwards, a file that cannot be used parks the destination until it can.
+    """
 
     def __init__(self, settings: DestinationSettings, clock: Clock) -> None:
-        headers = httpx.Headers({name: value.get_secret_value() for name, value in settings.headers.items()})
-        headers.update(_PROTOCOL_HEADERS)
         self._settings = settings
-        self._url = _url(settings)
         self._clock = clock
-        self._mask = SecretMask(settings)
-        self._tls_name = {"sni_hostname": settings.tls.server_name} if settings.tls.server_name else {}
-        self._http = httpx.AsyncClient(
-            auth=authentication(settings),
-            # Nothing that a receiver says changes the next request.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            follow_redirects=False,
-            headers=headers,
-            limits=_LIMITS,
-            timeout=httpx.Timeout(None, connect=min(_CONNECT_SECONDS, settings.timeout_seconds)),
-            trust_env=False,
-            verify=ssl_context(settings),
-        )
+        self._url = _url(settings)
+        self._limit = f"{settings.timeout_seconds:g} s (remote_timeout)"
+        self._files = tuple(files_of(settings))
+        self._refreshing = asyncio.Lock()
+        self._setup = self._set_up()
 
-    async def send(self, body: bytes, attempt: int) -> Verdict:
+    async def send(self, body: bytes, attempt: int, message: Message = Message.V1) -> Verdict:
         """Send one compressed request and tell what its receiver makes of it.
 
         attempt: 0 for the first time, then how often it was sent before; told in `Retry-Attempt`, by which Mimir
                  chooses the `Retry-After` it asks for.
+        message: what `body` holds.
 
         The time limit is the machine's own, whatever the clock: the network knows no other.
         """
-        response: httpx.Response | None = None
-        text = bytearray()
+        deadline = asyncio.get_running_loop().time() + self._settings.timeout_seconds
         try:
-            async with (
-                asyncio.timeout(self._settings.timeout_seconds),
-                self._http.stream(
-                    "POST",
-                    self._url,
-                    content=body,
-                    headers={"Retry-Attempt": str(attempt)} if attempt else {},
-                    extensions=self._tls_name,
-                ) as response,
-            ):
-                async for chunk in response.aiter_raw():
-                    text += chunk[: _BODY_BYTES - len(text)]
-                    if len(text) == _BODY_BYTES:
-                        break
-        except (TimeoutError, httpx.TransportError) as error:
-            # Once status and headers are here the receiver has decided, whatever becomes of the text behind them.
-            if response is None:
-                return Later(self._reason(error))
-        encoding = response.headers.get("content-encoding", "identity")
-        if encoding != "identity":
-            text = bytearray(f"(the answer is encoded as {encoding}, which was not asked for)".encode())
-        return judge(response.status_code, response.headers, self._shown(bytes(text)), self._clock.now())
+            async with self._setup_in_use(deadline) as setup:
+                headers = self._headers(setup, attempt, message)
+                answer = await self._exchange(setup, body, headers, deadline)
+                return answer if isinstance(answer, Later) else self._verdict(answer, message, setup.mask)
+        except TimeoutError:
+            return Later(f"files or credentials were not ready within {self._limit}")
+        except ConfigError as error:
+            return Later(str(error.mistakes[0]), Fate.PARK)
+
+    async def _exchange(
+        self, setup: _Setup, body: bytes, headers: httpx.Headers, deadline: float, *, may_renew: bool = True
+    ) -> Answer | Later:
+        request = setup.connections.request(body, headers)
+        async with asyncio.timeout_at(deadline):
+            unready = await setup.credentials.authorize(request)
+        if unready is not None:
+            return unready
+        seconds = deadline - asyncio.get_running_loop().time()
+        answer = await setup.connections.exchange(request, seconds, self._limit)
+        if isinstance(answer, Answer) and answer.status == 401 and may_renew and setup.credentials.refused(request):
+            return await self._exchange(setup, body, headers, deadline, may_renew=False)
+        return answer
 
     async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
+        """Close the connections. No send may be under way."""
+        await self._setup.aclose()
 
-    def _reason(self, error: Exception) -> str:
-        """Why no answer came, in words without a URL, a header or anything else that was sent."""
-        match error:
-            case httpx.ConnectTimeout():
-                return "no connection came about: check that the receiver runs and that nothing drops its packets"
-            case TimeoutError() | httpx.TimeoutException():
-                return f"no answer came within {self._settings.timeout_seconds:g} s (remote_timeout)"
-            case httpx.RemoteProtocolError():
-                return printable(
-                    f"the answer cannot be read: {self._shown(str(error).encode()).decode(errors='replace')}"
-                )
-            case httpx.TransportError() if explanation := _network_reason(error):
-                return explanation
-            case _:
-                return f"the connection failed ({type(error).__name__})"
+    def _headers(self, setup: _Setup, attempt: int, message: Message) -> httpx.Headers:
+        headers = httpx.Headers(setup.headers)
+        headers.update(_HEADERS[message])
+        if attempt:
+            headers["Retry-Attempt"] = str(attempt)
+        return headers
 
-    def _shown(self, text: bytes) -> bytes:
-        return self._mask(text)[:MAX_TEXT_CHARACTERS]
+    def _verdict(self, answer: Answer, message: Message, mask: SecretMask) -> Verdict:
+        queue = self._settings.queue
+        return judge(
+            answer.status,
+            answer.headers,
+            message,
+            mask(answer.body)[:MAX_TEXT_CHARACTERS],
+            self._clock.now(),
+            max_retry_after_seconds=queue.max_retry_after_seconds,
+            retry_on_429=queue.retry_on_http_429,
+        )
+
+    @asynccontextmanager
+    async def _setup_in_use(self, deadline: float) -> AsyncIterator[_Setup]:
+        """What holds now; it is closed when something newer holds and nobody uses it any more."""
+        async with asyncio.timeout_at(deadline):
+            setup = await self._current_setup()
+        setup.sends += 1
+        try:
+            yield setup
+        finally:
+            setup.sends -= 1
+            if setup is not self._setup and not setup.sends:
+                await setup.aclose()
+
+    async def _current_setup(self) -> _Setup:
+        if not self._files:
+            return self._setup
+        async with self._refreshing:
+            # In a thread: a volume that hangs must not hold up the other destinations.
+            if await asyncio.to_thread(signature, self._files) != self._setup.files:
+                old, self._setup = self._setup, await asyncio.to_thread(self._set_up)
+                if not old.sends:
+                    await old.aclose()
+            return self._setup
+
+    def _set_up(self) -> _Setup:
+        # Before they are read: what changes in between is noticed the next time.
+        files = signature(self._files)
+        settings = with_files_read(self._settings)
+        mask = SecretMask(settings)
+        return _Setup(
+            files,
+            httpx.Headers({name: plain(value) for name, value in settings.headers.items()}),
+            mask,
+            credentials_of(settings, self._clock, mask),
+            Connections(
+                url=self._url,
+                tls=settings.tls,
+                proxy=settings.proxy,
+                mask=mask,
+                peer="the receiver",
+                where=f"remote_write {settings.name}: tls_config",
+                most=settings.queue.max_shards,
+                body_bytes=_BODY_BYTES,
+            ),
+        )
 
 
 def _url(settings: DestinationSettings) -> httpx.URL:
@@ -137,28 +189,3 @@ def _url(settings: DestinationSettings) -> httpx.URL:
         pass  # told below, without the library's words: they repeat the URL
     problem = "must be a URL with a host name that can exist"
     raise ConfigError([Mistake(f"remote_write {settings.name}: url", settings.shown_url, problem)])
-
-
-def _network_reason(error: BaseException) -> str | None:
-    """What the operating system or OpenSSL says is the matter, where one of them is behind the error."""
-    for cause in _causes(error):
-        match cause:
-            case socket.gaierror():
-                return f"the receiver's host name cannot be resolved: {cause.strerror}"
-            case ssl.SSLCertVerificationError():
-                return f"the receiver's certificate cannot be trusted: {cause.verify_message}"
-            case ssl.SSLError():
-                return f"TLS failed: {cause.reason}"
-            case OSError(errno=int(number)):
-                return f"the connection failed: {os.strerror(number)}"
-            case _:
-                pass
-    return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it, nearest first; of several addresses that failed, what was wrong with the first."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause.__cause__ or cause.__context__

@@ -1,16 +1,16 @@
-"""A remote write receiver in memory, for the demo and for tests.
+"""A remote write receiver in memory, for the demo and for tests; it speaks version 1.0 and 2.0.
 
-Takes what the specification allows and nothing else (`decode`), so that what it has stored was sent as it should be. An
+Takes what the specifications allow and nothing else (`decode`), so that what it has stored was sent as it should be. Of
+a request that is not all good it stores nothing in version 1.0 and the good part in version 2.0, and answers 400. An
 ASGI application with one endpoint, `POST /api/v1/write`, on a port that can be closed and opened again to the same
 memory. Delivery never comes here.
 """
 
 import asyncio
 import contextlib
-import re
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection, Iterable
+from dataclasses import dataclass, replace
 
 import uvicorn
 from starlette.applications import Starlette
@@ -20,15 +20,22 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from worker.remote_write.decode import InvalidRequestError, Labels, ReceivedSeries, bits, read_write_request, shown
+from worker.config import Message
+from worker.remote_write.decode import InvalidRequestError, Labels, ReceivedSeries, bits, read_request, shown
+from worker.series import MetricMetadata
 
-# Remote write 1.0 specification, "Protocol": what a request must have, and the status where it has not.
-_HEADERS = (
-    ("content-encoding", re.compile("snappy"), 415),
-    ("content-type", re.compile(r"application/x-protobuf(;proto=prometheus\.WriteRequest)?"), 415),
-    ("x-prometheus-remote-write-version", re.compile(r"0\.1\.0"), 400),
-    ("user-agent", re.compile(".+"), 400),
-)
+# Remote write 2.0 specification, "Content-Type": these values, letter by letter.
+_MESSAGES = {
+    "application/x-protobuf": Message.V1,
+    "application/x-protobuf;proto=prometheus.WriteRequest": Message.V1,
+    "application/x-protobuf;proto=io.prometheus.write.v2.Request": Message.V2,
+}
+
+# Both specifications: "X-Prometheus-Remote-Write-Version".
+_VERSIONS = {Message.V1: "0.1.0", Message.V2: "2.0.0"}
+
+# A hundred reasons say no more than the first.
+_MAX_REASONS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +54,26 @@ class MemoryReceiver:
     """What was received, and how it was answered.
 
     samples:          value by timestamp (unix milliseconds) by series.
+    metadata:         help and unit by metric name, the newest.
     repeated_samples: how many came again with the value they had.
+    requests:         how many were understood, by their message.
     answers:          how many requests were answered with each status.
     failure:          what every request is answered with, unread, while it is set.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, messages: Collection[Message] = tuple(Message)) -> None:
+        """Make it.
+
+        messages: those that it knows; any other is answered with 415.
+        """
         self.samples: defaultdict[Labels, dict[int, float]] = defaultdict(dict)
+        self.metadata: dict[str, MetricMetadata] = {}
         self.repeated_samples = 0
+        self.requests: Counter[Message] = Counter()
         self.answers: Counter[int] = Counter()
         self.failure: Failure | None = None
         self.app = Starlette(routes=[Route("/api/v1/write", self._write, methods=["POST"])])
+        self._messages = {name: message for name, message in _MESSAGES.items() if message in messages}
 
     @contextlib.asynccontextmanager
     async def listening(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
@@ -91,28 +107,68 @@ class MemoryReceiver:
         if self.failure is not None:
             headers = {} if self.failure.retry_after is None else {"Retry-After": self.failure.retry_after}
             return Response(self.failure.text, self.failure.status, headers)
-        for name, allowed, status in _HEADERS:
-            if not allowed.fullmatch(request.headers.get(name, "")):
-                return Response(f"{name} must match {allowed.pattern}", status)
-        try:
-            self._store(read_write_request(await request.body()))
-        except InvalidRequestError as error:
-            return Response(str(error), 400)
-        return Response(status_code=204)
+        message = self._messages.get(request.headers.get("content-type", ""))
+        if message is None:
+            return Response(f"content-type must be one of: {', '.join(self._messages)}", 415)
+        if request.headers.get("content-encoding") != "snappy":
+            return Response("content-encoding must be snappy", 415)
+        if request.headers.get("x-prometheus-remote-write-version") != _VERSIONS[message]:
+            return Response(
+                f"x-prometheus-remote-write-version must be {_VERSIONS[message]} with this content-type", 400
+            )
+        if not request.headers.get("user-agent"):
+            return Response("user-agent must tell who sends", 400)
+        self.requests[message] += 1
+        return self._answer_understood(message, await request.body())
 
-    def _store(self, received: list[ReceivedSeries]) -> None:
-        """Store all samples or, where one contradicts what is stored, none."""
-        repeated = 0
+    def _answer_understood(self, message: Message, body: bytes) -> Response:
+        try:
+            reading = read_request(body, message)
+        except InvalidRequestError as error:
+            return _written(0, str(error))
+        good, conflicts = self._checked(reading.series)
+        reasons = [*reading.broken_rules, *conflicts]
+        if reasons and message is Message.V1:
+            return _written(0, reasons[0])
+        self._store(good)
+        self.metadata.update(reading.metadata)
+        count = sum(len(series.samples) for series in good)
+        if not reasons:
+            return _written(count)
+        refused = f"{reading.sample_count - count} of {reading.sample_count} samples are refused"
+        return _written(count, f"{refused}: {'; '.join(reasons[:_MAX_REASONS])}")
+
+    def _checked(self, received: Iterable[ReceivedSeries]) -> tuple[list[ReceivedSeries], list[str]]:
+        """What of it contradicts nothing that is stored, and what is wrong with the rest."""
+        good: list[ReceivedSeries] = []
+        conflicts: list[str] = []
         for series in received:
             stored = self.samples.get(series.labels, {})
+            samples = []
             for timestamp_ms, value in series.samples:
-                if timestamp_ms not in stored:
-                    continue
-                if bits(stored[timestamp_ms]) != bits(value):
-                    values = f"{stored[timestamp_ms]!r} is stored, {value!r} was sent"
-                    message = f"{shown(series.labels)} has two values at {timestamp_ms} ms: {values}"
-                    raise InvalidRequestError(message)
-                repeated += 1
+                known = stored.get(timestamp_ms, value)
+                if bits(known) == bits(value):
+                    samples.append((timestamp_ms, value))
+                else:
+                    values = f"{known!r} is stored, {value!r} was sent"
+                    conflicts.append(f"{shown(series.labels)} has two values at {timestamp_ms} ms: {values}")
+            if samples:
+                good.append(replace(series, samples=tuple(samples)))
+        return good, conflicts
+
+    def _store(self, received: list[ReceivedSeries]) -> None:
         for series in received:
-            self.samples[series.labels].update(series.samples)
-        self.repeated_samples += repeated
+            stored = self.samples[series.labels]
+            self.repeated_samples += sum(timestamp_ms in stored for timestamp_ms, _ in series.samples)
+            stored.update(series.samples)
+
+
+def _written(samples: int, refused: str = "") -> Response:
+    """The answer to a request that was understood, in either version: so many of its samples are stored."""
+    # Remote write 2.0 specification, "Required Written Response Headers".
+    headers = {
+        "X-Prometheus-Remote-Write-Samples-Written": str(samples),
+        "X-Prometheus-Remote-Write-Histograms-Written": "0",
+        "X-Prometheus-Remote-Write-Exemplars-Written": "0",
+    }
+    return Response(refused, 400, headers) if refused else Response(status_code=204, headers=headers)

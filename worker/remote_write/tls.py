@@ -1,41 +1,106 @@
-"""How a destination's certificate is checked, and which certificate the worker shows."""
+"""How the other side's certificate is checked, and which certificate the worker shows."""
 
 import ssl
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import certifi
 
-from worker.config import DestinationSettings
+from worker.config import TlsSettings
 from worker.errors import ConfigError, Mistake
 
+_VERSIONS = {
+    "TLS10": ssl.TLSVersion.TLSv1,
+    "TLS11": ssl.TLSVersion.TLSv1_1,
+    "TLS12": ssl.TLSVersion.TLSv1_2,
+    "TLS13": ssl.TLSVersion.TLSv1_3,
+}
 
-def ssl_context(settings: DestinationSettings) -> ssl.SSLContext:
-    """The TLS settings of a destination as Python's `ssl` takes them.
 
-    With `ca_file` only its certificates are trusted, as in Prometheus; without it, the authorities of the `certifi`
-    package, which a container without any of its own has too. ConfigError where a file is not what it should be.
+class _NamedContext(ssl.SSLContext):
+    """Asks for, and checks, a name that is not the URL's; also behind a proxy, where httpx offers no way to say so."""
+
+    server_name: str | None = None
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,  # noqa: FBT001, FBT002 - the signature is Python's
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        return super().wrap_bio(incoming, outgoing, server_side, self.server_name or server_hostname, session)
+
+
+def ssl_context(tls: TlsSettings, where: str) -> ssl.SSLContext:
+    """The settings as Python's `ssl` takes them; files are read now.
+
+    With `ca_file` or `ca` only its certificates are trusted, as in Prometheus; without them, the authorities of the
+    `certifi` package, which a container without any of its own has too.
+
+    where: what stands in front of a key in a mistake. ConfigError where a file is not what it should be.
     """
-    tls = settings.tls
     # Not `create_default_context`: it writes the session keys to a file that an environment variable can name.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    authorities = tls.ca_file or Path(certifi.where())
-    try:
-        context.load_verify_locations(cafile=authorities)
-    except OSError as error:
-        raise _unusable(settings.name, "ca_file", authorities, error) from None
-    if tls.cert_file is not None:
-        try:
-            # No password: without one, OpenSSL would ask on the terminal for that of an encrypted key.
-            context.load_cert_chain(tls.cert_file, tls.key_file, password=b"")
-        except OSError as error:
-            raise _unusable(settings.name, "cert_file", tls.cert_file, error) from None
+    if tls.server_name is not None:
+        context = _NamedContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.server_name = tls.server_name
+    if tls.min_version is not None:
+        context.minimum_version = _VERSIONS[tls.min_version]
+    if tls.max_version is not None:
+        context.maximum_version = _VERSIONS[tls.max_version]
+    _trust(context, tls, where)
+    _show_certificate(context, tls, where)
     if tls.insecure_skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
-def _unusable(destination: str, key: str, path: Path, error: OSError) -> ConfigError:
-    reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+def _trust(context: ssl.SSLContext, tls: TlsSettings, where: str) -> None:
+    authorities = tls.ca_file or Path(certifi.where())
+    try:
+        if tls.ca is not None:
+            context.load_verify_locations(cadata=tls.ca)
+        else:
+            context.load_verify_locations(cafile=authorities)
+    except (OSError, ValueError) as error:
+        key, shown = ("ca", None) if tls.ca is not None else ("ca_file", str(authorities))
+        raise _unusable(where, key, shown, error) from None
+
+
+def _show_certificate(context: ssl.SSLContext, tls: TlsSettings, where: str) -> None:
+    inline_key = tls.key.get_secret_value() if tls.key is not None else None
+    if tls.cert_file is None and tls.cert is None:
+        return
+    try:
+        with ExitStack() as files:
+            certificate = tls.cert_file or files.enter_context(_as_file(tls.cert or ""))
+            key = tls.key_file or files.enter_context(_as_file(inline_key or ""))
+            # No password: without one, OpenSSL would ask on the terminal for that of an encrypted key.
+            context.load_cert_chain(certificate, key, password=b"")
+    except OSError as error:
+        key_name, shown = ("cert_file", str(tls.cert_file)) if tls.cert_file is not None else ("cert", None)
+        raise _unusable(where, key_name, shown, error) from None
+
+
+@contextmanager
+def _as_file(pem: str) -> Iterator[str]:
+    """A path under which OpenSSL, which takes nothing else, finds the text: of a file that no directory lists."""
+    with tempfile.TemporaryFile() as file:
+        file.write(pem.encode())
+        file.seek(0)
+        yield f"/dev/fd/{file.fileno()}"
+
+
+def _unusable(where: str, key: str, shown: str | None, error: Exception) -> ConfigError:
+    match error:
+        case ssl.SSLError(reason=str(reason)) | OSError(strerror=str(reason)):
+            pass
+        case _:
+            reason = "no certificate was found"
     problem = f"cannot be used for TLS ({reason}); it must hold what its key says, in PEM"
-    return ConfigError([Mistake(f"remote_write {destination}: tls_config.{key}", str(path), problem)])
+    return ConfigError([Mistake(f"{where}.{key}", shown, problem)])

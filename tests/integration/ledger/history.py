@@ -12,6 +12,7 @@ from worker.ledger import (
     Hole,
     HoleReason,
     Ledger,
+    Refusal,
     Resend,
     acknowledge,
     ask_for_resend,
@@ -91,8 +92,10 @@ def _acknowledge(destination: str, max_samples: int) -> Verb:
 def _refuse(session: Session) -> None:
     pending = next_pending(session, "prom", after=None, max_samples=1, one_window_per_series=False)
     if pending is not None:
-        ids = [stored.bucket_id for stored in pending.batch.buckets]
-        refuse(session, "prom", ids, status=400, reason="out of bounds", now=NOW)
+        stored = pending.batch.buckets
+        refusals = [Refusal(each.bucket_id, each.series_ids[:4], 400, "out of bounds") for each in stored]
+        partly = {each.bucket_id for each in stored if each.bucket_id % 2}
+        refuse(session, "prom", refusals, partly=partly, now=NOW)
 
 
 def _hole(hour: int) -> Verb:

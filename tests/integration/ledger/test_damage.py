@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.ledger.history import close, put, write
-from tests.unit.ledger.fleet import DATASET, HOUR, NOW, T0, bucket, scope, tag, untrue_samples, window
+from tests.unit.ledger.fleet import DATASET, HOUR, NOW, T0, bucket, refuse_whole, scope, tag, untrue_samples, window
 from worker.buckets import Batch
 from worker.errors import LedgerDamagedError, LedgerUnusableError
 from worker.ledger import (
@@ -36,7 +36,8 @@ from worker.ledger import (
     prune,
     record_holes,
     record_scopes,
-    refuse,
+    refusals,
+    refused_samples,
     register_destinations,
     room,
     scope_reports,
@@ -56,7 +57,7 @@ def fill(session: Session) -> None:
     capture(session, [bucket(1, 3, samples=20, wrong_by=1.0)], NOW)
     record_holes(session, [Hole(DATASET, tag(2), window(HOURS + 1), HoleReason.FAILED, "503 from Cloudflare")], NOW)
     acknowledge(session, "prom", range(1, 20), NOW)
-    refuse(session, "prom", [25, 26], status=400, reason="out of bounds", now=NOW)
+    refuse_whole(session, "prom", [25, 26], reason="out of bounds")
     log_requests(session, {"graphql": [NOW - second for second in range(50)]})
     note_failure(session, "mimir", "503 Service Unavailable", NOW)
     ask_for_resend(session, Resend(T0, T0 + 2 * HOUR), reason="the volume was lost", asked_by="ann@host", now=NOW)
@@ -103,6 +104,7 @@ def work(session: Session) -> int:
         delivery_counts,
         destination_reports,
         undelivered,
+        refused_samples,
         newest_captured,
         drifted_buckets,
         room,
@@ -113,6 +115,7 @@ def work(session: Session) -> int:
     hole_counts(session, since=T0)
     logged_requests(session)
     jobs(session, newest=10)
+    refusals(session, "prom", newest=10)
     for report in scope_reports(session, since=T0, final_until=NOW, with_deliveries=True):
         assert report.missing >= 0
     told = capture(session, [bucket(zone, hour, samples=20) for zone in ZONES for hour in (5, HOURS)], NOW)

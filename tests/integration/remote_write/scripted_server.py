@@ -5,10 +5,14 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import SecretStr
 
-from worker.config import BasicAuth, DestinationSettings, TlsSettings
+from tests.clocks import ManualClock
+from worker.clock import Clock
+from worker.config import DestinationSettings
+from worker.remote_write import RemoteWriteClient
 
 NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
 
@@ -47,7 +51,7 @@ class ScriptedServer:
     async def read_request(self, reader: asyncio.StreamReader) -> SeenRequest:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in head[1:-2])]
-        length = next(int(value) for name, value in headers if name == "content-length")
+        length = next((int(value) for name, value in headers if name == "content-length"), 0)
         request = SeenRequest(head[0], headers, await reader.readexactly(length))
         self.requests.append(request)
         return request
@@ -69,6 +73,32 @@ def saying(*chunks: bytes, then_close: bool = True) -> Callable[[ScriptedServer]
         return answer
 
     return script
+
+
+def replying(reply: Callable[[SeenRequest], bytes]) -> Callable[[ScriptedServer], Answer]:
+    """Answer every request with what `reply` makes of it, on a connection that stays open."""
+
+    def script(server: ScriptedServer) -> Answer:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while True:
+                writer.write(reply(await server.read_request(reader)))
+                await writer.drain()
+
+        return answer
+
+    return script
+
+
+def response(status: int, body: bytes | str = b"", headers: str = "") -> bytes:
+    """An answer with a body and further header lines."""
+    content = body.encode() if isinstance(body, str) else body
+    return f"HTTP/1.1 {status} Said\r\nContent-Length: {len(content)}\r\n{headers}\r\n".encode() + content
+
+
+def echo(request: SeenRequest) -> str:
+    """Everything that was received, as some servers repeat it in what they complain."""
+    lines = [request.line, *(f"{name}: {value}" for name, value in request.headers), request.body.decode("latin-1")]
+    return " ".join(lines)
 
 
 @contextlib.asynccontextmanager
@@ -109,20 +139,21 @@ async def serving(
 
 
 def destination(
-    url: str,
-    *,
-    timeout_seconds: float = 30.0,
-    headers: dict[str, str] | None = None,
-    basic_auth: BasicAuth | None = None,
-    bearer_token: SecretStr | None = None,
-    tls: TlsSettings | None = None,
+    url: str, *, timeout_seconds: float = 30.0, headers: dict[str, str] | None = None, **more: Any
 ) -> DestinationSettings:
     return DestinationSettings(
         name="main",
         url=url,
         timeout_seconds=timeout_seconds,
         headers={name: SecretStr(value) for name, value in (headers or {}).items()},
-        basic_auth=basic_auth,
-        bearer_token=bearer_token,
-        tls=tls or TlsSettings(),
+        **more,
     )
+
+
+@contextlib.asynccontextmanager
+async def client_of(settings: DestinationSettings, clock: Clock | None = None) -> AsyncIterator[RemoteWriteClient]:
+    client = RemoteWriteClient(settings, clock or ManualClock())
+    try:
+        yield client
+    finally:
+        await client.aclose()

@@ -1,8 +1,7 @@
 import asyncio
-import contextlib
 import gzip
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,27 +12,19 @@ from tests.integration.remote_write.scripted_server import (
     NO_CONTENT,
     Answer,
     ScriptedServer,
+    client_of,
     destination,
     saying,
     serving,
 )
 from worker import __version__
-from worker.config import BasicAuth, DestinationSettings
+from worker.config import Authorization, BasicAuth, Message, QueueSettings
 from worker.errors import ConfigError
-from worker.remote_write import Accepted, Later, Refused, RemoteWriteClient
-from worker.remote_write import client as client_module
+from worker.remote_write import Accepted, Fate, Later, Refused, RemoteWriteClient
+from worker.remote_write import exchange as exchange_module
 
 # Long enough for loopback on a busy machine; a test that waits for it waits this long.
 SHORT_SECONDS = 0.3
-
-
-@contextlib.asynccontextmanager
-async def client_of(settings: DestinationSettings) -> AsyncIterator[RemoteWriteClient]:
-    client = RemoteWriteClient(settings, ManualClock())
-    try:
-        yield client
-    finally:
-        await client.aclose()
 
 
 async def verdict_on(*chunks: bytes, timeout_seconds: float = 30.0) -> Accepted | Refused | Later:
@@ -66,6 +57,56 @@ async def test_a_request_has_the_headers_of_the_specification_and_its_body_as_it
     }
     assert len(request.headers) == len(dict(request.headers))
     assert request.body == b"\x00\xffbody"
+
+
+async def test_remote_write_2_0_is_announced_to_the_byte() -> None:
+    async with serving(saying(NO_CONTENT, then_close=False)) as server, client_of(destination(server.url)) as client:
+        for message in (Message.V2, Message.V1):
+            await client.send(b"body", 0, message)
+    assert [
+        (request.header("Content-Type"), request.header("X-Prometheus-Remote-Write-Version"))
+        for request in server.requests
+    ] == [
+        ("application/x-protobuf;proto=io.prometheus.write.v2.Request", "2.0.0"),
+        ("application/x-protobuf", "0.1.0"),
+    ]
+
+
+async def test_a_silent_2xx_is_judged_by_the_message_that_was_sent() -> None:
+    async with serving(saying(NO_CONTENT, then_close=False)) as server, client_of(destination(server.url)) as client:
+        assert await client.send(b"body", 0, Message.V1) == Accepted(204)
+        verdict = await client.send(b"body", 0, Message.V2)
+    assert isinstance(verdict, Later)
+    assert verdict.fate is Fate.OLDER_MESSAGE
+
+
+async def test_the_limits_of_the_queue_settings_reach_the_verdict() -> None:
+    answer = b"HTTP/1.1 429 Slow\r\nRetry-After: 100\r\nContent-Length: 4\r\n\r\nslow"
+    async with serving(saying(answer, then_close=False)) as server:
+        for queue, verdict in (
+            (QueueSettings(max_retry_after_seconds=10), Later("HTTP 429: slow", Fate.RATE_LIMITED, 429, 10.0)),
+            (QueueSettings(retry_on_http_429=False), Refused(429, "slow")),
+        ):
+            async with client_of(destination(server.url, queue=queue)) as client:
+                assert await client.send(b"body", 0) == verdict
+
+
+async def test_as_many_requests_as_there_are_shards_are_under_way_at_once() -> None:
+    shards = 12
+    all_here = asyncio.Barrier(shards)
+
+    def script(server: ScriptedServer) -> Answer:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await server.read_request(reader)
+            await all_here.wait()
+            writer.write(NO_CONTENT)
+
+        return answer
+
+    queue = QueueSettings(max_shards=shards)
+    async with serving(script) as server, client_of(destination(server.url, queue=queue)) as client:
+        verdicts = await asyncio.gather(*(client.send(b"body", 0) for _ in range(shards)))
+    assert verdicts == [Accepted(204)] * shards
 
 
 async def test_only_a_retry_tells_how_often_it_was_sent() -> None:
@@ -103,7 +144,8 @@ async def test_credentials_are_sent_as_configured() -> None:
         for settings in (
             destination(server.url),
             destination(server.url, basic_auth=basic),
-            destination(server.url, bearer_token=SecretStr("token")),
+            destination(server.url, authorization=Authorization(credentials=SecretStr("token"))),
+            destination(server.url, authorization=Authorization(type="Token", credentials=SecretStr("abc"))),
             destination(server.url, headers={"Authorization": "Custom scheme"}),
         ):
             async with client_of(settings) as client:
@@ -112,6 +154,7 @@ async def test_credentials_are_sent_as_configured() -> None:
         None,
         "Basic dXNlcjpwYXNz",
         "Bearer token",
+        "Token abc",
         "Custom scheme",
     ]
 
@@ -147,7 +190,7 @@ async def test_an_answer_is_judged_by_its_status_and_shown_in_its_own_words() ->
     )
     assert await verdict_on(
         b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nslow"
-    ) == Later("HTTP 429: slow", 429, 7.0)
+    ) == Later("HTTP 429: slow", Fate.RATE_LIMITED, 429, 7.0)
 
 
 async def test_a_retry_after_that_is_a_date_counts_from_the_clock() -> None:
@@ -218,7 +261,10 @@ async def test_a_compressed_answer_is_not_unpacked(body: bytes) -> None:
     [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf", Accepted(200)),
         (b"HTTP/1.1 400 Bad\r\nContent-Length: 100\r\n\r\nhalf a rea", Refused(400, "half a rea")),
-        (b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbusy\r\nzzz", Later("HTTP 503: busy", 503)),
+        (
+            b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbusy\r\nzzz",
+            Later("HTTP 503: busy", Fate.RETRY, 503),
+        ),
     ],
 )
 async def test_a_text_that_breaks_off_does_not_change_the_verdict(
@@ -275,14 +321,14 @@ async def test_nobody_listening_decides_nothing() -> None:
         assert await client.send(b"body", 0) == Later("the connection failed: Connection refused")
 
 
-async def test_a_host_name_that_does_not_exist_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_host_name_that_does_not_exist_parks_the_destination(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     async with client_of(destination("http://receiver.invalid/api/v1/write")) as client:
         assert await client.send(b"body", 0) == Later(
-            "the receiver's host name cannot be resolved: Name or service not known"
+            "the receiver's host name cannot be resolved: Name or service not known", Fate.PARK
         )
 
 
@@ -360,7 +406,7 @@ async def test_the_time_limit_holds_for_the_whole_exchange(script: Callable[[Scr
 
 
 async def test_a_connection_that_never_comes_about_is_given_up_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_CONNECT_SECONDS", SHORT_SECONDS)
+    monkeypatch.setattr(exchange_module, "_CONNECT_SECONDS", SHORT_SECONDS)
 
     def script(_: ScriptedServer) -> Answer:
         async def answer(*_: object) -> None:
@@ -448,7 +494,7 @@ async def test_no_secret_is_in_a_verdict_whatever_the_receiver_repeats() -> None
                 basic_auth=BasicAuth(username="user", password=SecretStr("canary-pass"))
                 if credentials == "basic"
                 else None,
-                bearer_token=SecretStr("canary-token") if credentials == "bearer" else None,
+                authorization=Authorization(credentials=SecretStr("canary-token")) if credentials == "bearer" else None,
             )
             async with client_of(settings) as client:
                 verdicts = [await client.send(b"body", attempt) for attempt in range(3)]
@@ -458,4 +504,4 @@ async def test_no_secret_is_in_a_verdict_whatever_the_receiver_repeats() -> None
         for verdict in verdicts:
             assert "canary" not in str(verdict)
             assert "dXNlcjpjYW5hcnktcGFzcw" not in str(verdict)
-        assert "canary" not in repr(client)
+        assert "canary" not in f"{client!r} {client._setup!r} {client._setup.connections!r}"

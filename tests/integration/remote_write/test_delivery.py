@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from tests.clocks import ManualClock
 from tests.integration.remote_write.scripted_server import destination
 from worker.buckets import Batch, StoredBucket
-from worker.remote_write import Accepted, Later, Refused, RemoteWriteClient, compress, split_batch, write_request
+from worker.remote_write import Accepted, Fate, Later, Refused, RemoteWriteClient, compress, split_batch, write_request
 from worker.remote_write.receiver import Failure, MemoryReceiver
 from worker.series import label_block, parse_label_block
 
@@ -71,7 +71,7 @@ async def test_a_receiver_that_fails_gets_the_same_bytes_again_and_stores_them_o
     receiver = MemoryReceiver()
     async with receiver.listening() as url, client_of(url) as client:
         receiver.failure = Failure(429, "slow down", retry_after="30")
-        assert await client.send(body, 0) == Later("HTTP 429: slow down", 429, 30.0)
+        assert await client.send(body, 0) == Later("HTTP 429: slow down", Fate.RATE_LIMITED, 429, 30.0)
         receiver.failure = None
         assert await client.send(body, 1) == Accepted(204)
         # As after an answer that was lost.

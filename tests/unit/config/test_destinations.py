@@ -1,37 +1,22 @@
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from pydantic import SecretStr
 
-from worker.config import BasicAuth, DestinationSettings, QueueSettings, TlsSettings, load_settings
+from tests.unit.config.loading import TOKEN, URL, load_list, load_one, mistakes_in, mistakes_in_one
+from worker.config import (
+    Authorization,
+    BasicAuth,
+    DestinationSettings,
+    Message,
+    MetadataSettings,
+    QueueSettings,
+    SecretFile,
+    TlsSettings,
+    load_settings,
+)
+from worker.config.values import shown
 from worker.errors import ConfigError
-
-URL = "http://prometheus:9090/api/v1/write"
-TOKEN = {"CF_API_TOKEN": "token"}
-
-
-def load_list(folder: Path, entries: object, environ: Mapping[str, str] = TOKEN) -> tuple[DestinationSettings, ...]:
-    file = folder / "config.yml"
-    file.write_text(entries if isinstance(entries, str) else yaml.safe_dump({"remote_write": entries}))
-    return load_settings(file, environ).destinations
-
-
-def load_one(folder: Path, **entry: Any) -> DestinationSettings:
-    [destination] = load_list(folder, [{"url": URL, **entry}])
-    return destination
-
-
-def mistakes_in(folder: Path, entries: object, environ: Mapping[str, str] = TOKEN) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        load_list(folder, entries, environ)
-    return [str(mistake) for mistake in caught.value.mistakes]
-
-
-def mistakes_in_one(folder: Path, **entry: Any) -> list[str]:
-    return [text.removeprefix("remote_write[0].") for text in mistakes_in(folder, [{"url": URL, **entry}])]
 
 
 def mistakes_in_variables(**variables: str) -> list[str]:
@@ -84,8 +69,9 @@ def test_a_block_of_prometheus_yml_works_when_pasted(tmp_path: Path) -> None:
             url="https://mimir.example.org/api/v1/push",
             timeout_seconds=15,
             headers={"X-Scope-OrgID": SecretStr("1")},
-            basic_auth=BasicAuth(username="12345", password=SecretStr("s3cret")),
-            tls=TlsSettings(ca_file=tmp_path / "ca.pem", server_name="mimir.internal"),
+            basic_auth=BasicAuth(username="12345", password=SecretFile(tmp_path / "secrets" / "password")),
+            tls=TlsSettings(ca_file=tmp_path / "ca.pem", server_name="mimir.internal", min_version="TLS12"),
+            metadata=MetadataSettings(send=False),
             queue=QueueSettings(max_samples_per_send=2000, min_backoff_seconds=0.03, max_backoff_seconds=5),
             out_of_order_time_window_seconds=7200,
             query_url="https://mimir.example.org/prometheus",
@@ -99,36 +85,14 @@ def test_a_url_is_all_that_is_needed(tmp_path: Path) -> None:
 
 def test_a_bearer_token_can_be_given_in_four_ways(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("abc\n")
-    for entry in (
-        {"bearer_token": "abc"},
-        {"bearer_token_file": "token"},
-        {"authorization": {"credentials": "abc"}},
-        {"authorization": {"type": "bearer", "credentials_file": str(tmp_path / "token")}},
+    token, file = SecretStr("abc"), SecretFile(tmp_path / "token")
+    for credentials, entry in (
+        (token, {"bearer_token": "abc"}),
+        (file, {"bearer_token_file": "token"}),
+        (token, {"authorization": {"credentials": "abc"}}),
+        (file, {"authorization": {"type": "Bearer", "credentials_file": str(tmp_path / "token")}}),
     ):
-        assert load_one(tmp_path, **entry).bearer_token == SecretStr("abc")
-
-
-def test_another_scheme_than_bearer_is_sent_as_it_stands(tmp_path: Path) -> None:
-    destination = load_one(tmp_path, authorization={"type": "Token", "credentials": "abc"}, headers={"X-A": "b"})
-    assert destination.bearer_token is None
-    assert destination.headers == {"X-A": SecretStr("b"), "Authorization": SecretStr("Token abc")}
-    assert "abc" not in repr(destination)
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"basic_auth": {"username": "a", "password": "b"}, "bearer_token": "c"},
-        {"basic_auth": {"username": "a", "password": "b"}, "authorization": {"credentials": "c"}},
-        {"authorization": {"credentials": "c"}, "bearer_token": "c"},
-        {"authorization": {"credentials": "c"}, "headers": {"authorization": "Basic abc"}},
-    ],
-)
-def test_a_request_has_one_authorization_header(tmp_path: Path, entry: dict[str, Any]) -> None:
-    first, second = entry
-    second = "headers.authorization" if second == "headers" else second
-    problem = f"cannot be combined with {first}: a request has one Authorization header"
-    assert mistakes_in_one(tmp_path, **entry) == [f"{second}: {problem}"]
+        assert load_one(tmp_path, **entry).authorization == Authorization(credentials=credentials)
 
 
 def test_a_secret_is_given_itself_or_as_a_file(tmp_path: Path) -> None:
@@ -150,7 +114,10 @@ def test_what_is_wrong_with_a_file_is_told_under_the_files_name(tmp_path: Path) 
         ("missing", f" (given: {tmp_path}/missing): cannot be read: No such file or directory"),
         ("empty", f" (given: {tmp_path}/empty): is empty"),
         ("latin", f" (given: {tmp_path}/latin): is not UTF-8 text"),
-        ("two-lines", ": must be text of one line, without control characters"),
+        (
+            "two-lines",
+            f" (given: {shown(str(tmp_path / 'two-lines'))}): must hold text of one line, without control characters",
+        ),
     ):
         entry = {"username": "a", "password_file": name}
         assert mistakes_in_one(tmp_path, basic_auth=entry) == [f"basic_auth.password_file{problem}"]
@@ -193,43 +160,102 @@ def test_unknown_keys_come_with_the_nearest_known_one_at_every_level(tmp_path: P
     ]
 
 
-@pytest.mark.parametrize(
-    "key",
-    ["oauth2", "sigv4", "azuread", "google_iam", "proxy_url", "metadata_config", "http_headers", "protobuf_message"],
-)
-def test_keys_of_prometheus_that_are_not_supported_are_not_ignored(tmp_path: Path, key: str) -> None:
-    [mistake] = mistakes_in_one(tmp_path, **{key: {"send": "true"}})
-    assert mistake.startswith(f"{key}: is a key of Prometheus that this version does not support")
-
-
-def test_relabelling_is_refused_unless_it_is_empty(tmp_path: Path) -> None:
-    [mistake] = mistakes_in_one(tmp_path, write_relabel_configs=[{"action": "drop"}])
-    assert mistake.startswith("write_relabel_configs: is a key of Prometheus that this version does not support")
-
-
-def test_keys_that_ask_for_what_the_worker_does_anyway_pass(tmp_path: Path) -> None:
-    entry: dict[str, Any] = {
-        "send_exemplars": False,
-        "send_native_histograms": False,
-        "follow_redirects": False,
-        "protobuf_message": "prometheus.WriteRequest",
-        "oauth2": None,
-        "queue_config": {"max_shards": 200, "capacity": 1, "retry_on_http_429": True, "sample_age_limit": "0s"},
-    }
-    assert load_one(tmp_path, **entry) == DestinationSettings(name="prometheus:9090", url=URL)
-
-
-def test_keys_that_ask_for_something_else_say_what_would_pass(tmp_path: Path) -> None:
-    assert mistakes_in_one(tmp_path, send_exemplars=True, queue_config={"retry_on_http_429": False}) == [
+def test_no_least_is_above_its_most(tmp_path: Path) -> None:
+    queue = {"min_backoff": "2m", "min_shards": 60}
+    assert mistakes_in_one(tmp_path, queue_config=queue) == [
         (
-            "send_exemplars: is a key of Prometheus that this version does not support with another value than false; "
-            "remove it"
-        ),
-        (
-            "queue_config.retry_on_http_429: is a key of Prometheus that this version does not support with another "
-            "value than true; remove it"
-        ),
+            "queue_config: min_backoff (2m) must not be more than max_backoff (1m); min_shards (60) must not be more "
+            "than max_shards (50)"
+        )
     ]
+
+
+def test_every_number_of_the_delivery_can_be_set(tmp_path: Path) -> None:
+    queue = {
+        "max_samples_per_send": 1,
+        "max_bytes_per_send": "1MB",
+        "min_backoff": "2s",
+        "max_backoff": "3s",
+        "min_shards": 4,
+        "max_shards": 5,
+        "retry_on_http_429": False,
+        "sample_age_limit": "6h",
+        "max_retry_after": "7s",
+        "parked_probe_interval": "8s",
+        "split_after_failures": 9,
+        "max_split_requests_per_minute": 10,
+        "max_wait_for_missing_window": "11s",
+        "live_window": "12s",
+        "protocol_retry_interval": "13m",
+    }
+    assert load_one(tmp_path, queue_config=queue).queue == QueueSettings(
+        max_samples_per_send=1,
+        max_bytes_per_send=1_000_000,
+        min_backoff_seconds=2,
+        max_backoff_seconds=3,
+        min_shards=4,
+        max_shards=5,
+        retry_on_http_429=False,
+        sample_age_limit_seconds=6 * 3600,
+        max_retry_after_seconds=7,
+        parked_probe_interval_seconds=8,
+        split_after_failures=9,
+        max_split_requests_per_minute=10,
+        max_wait_for_missing_window_seconds=11,
+        live_window_seconds=12,
+        protocol_retry_interval_seconds=13 * 60,
+    )
+
+
+def test_what_is_not_set_is_as_it_was_promised() -> None:
+    queue = QueueSettings()
+    assert (queue.min_shards, queue.max_shards) == (1, 50)
+    assert queue.retry_on_http_429
+    assert queue.sample_age_limit_seconds == 0
+    assert queue.max_retry_after_seconds == 300
+    assert queue.parked_probe_interval_seconds == 60
+    assert queue.split_after_failures == 5
+    assert queue.max_split_requests_per_minute == 600
+    assert queue.max_wait_for_missing_window_seconds == 2400
+    assert queue.live_window_seconds == 7200
+    assert queue.protocol_retry_interval_seconds == 86_400
+
+
+@pytest.mark.parametrize("message", Message)
+def test_the_message_has_prometheus_name(tmp_path: Path, message: Message) -> None:
+    assert load_one(tmp_path, protobuf_message=message.value).protobuf_message is message
+
+
+def test_another_message_is_a_mistake(tmp_path: Path) -> None:
+    assert load_one(tmp_path).protobuf_message is None
+    assert mistakes_in_one(tmp_path, protobuf_message="2.0") == [
+        "protobuf_message (given: 2.0): must be one of prometheus.WriteRequest, io.prometheus.write.v2.Request"
+    ]
+
+
+def test_unknown_keys_of_rules_are_found_with_their_place(tmp_path: Path) -> None:
+    rules = [{"action": "keep", "source_labels": ["a"]}, {"action": "drop", "sourc_labels": ["b"]}]
+    assert mistakes_in_one(tmp_path, write_relabel_configs=rules) == [
+        "write_relabel_configs[1].sourc_labels: is not a known key (did you mean source_labels?)"
+    ]
+
+
+@pytest.mark.parametrize("rules", ["hunter2", {"action": "hunter2"}])
+def test_rules_are_a_list(tmp_path: Path, rules: object) -> None:
+    assert mistakes_in_one(tmp_path, write_relabel_configs=rules) == [
+        "write_relabel_configs: must be a list: every item starts with `- `"
+    ]
+
+
+def test_a_rule_that_is_no_mapping_is_told_with_its_place(tmp_path: Path) -> None:
+    assert mistakes_in_one(tmp_path, write_relabel_configs=[{"action": "keep"}, "drop"]) == [
+        "write_relabel_configs[1]: must be a mapping of keys to values"
+    ]
+
+
+def test_rules_that_hold_themselves_are_a_mistake_and_no_crash(tmp_path: Path) -> None:
+    text = f"remote_write: [{{url: {URL}, write_relabel_configs: &a [*a]}}]\n"
+    assert mistakes_in(tmp_path, text) == [f"{tmp_path}/config.yml: is nested too deeply"]
 
 
 def test_a_url_with_a_password_is_refused_and_hidden(tmp_path: Path) -> None:
@@ -290,6 +316,14 @@ def test_the_same_destination_twice_would_send_everything_twice(tmp_path: Path) 
     ]
 
 
+def test_the_same_place_may_get_different_series_twice(tmp_path: Path) -> None:
+    entries = [
+        {"url": URL, "name": "a", "write_relabel_configs": [{"action": "labeldrop", "regex": "zone_id"}]},
+        {"url": URL, "name": "b"},
+    ]
+    assert [destination.name for destination in load_list(tmp_path, entries)] == ["a", "b"]
+
+
 def test_two_tenants_at_one_url_are_two_destinations(tmp_path: Path) -> None:
     entries = [
         {"url": URL, "name": "a", "headers": {"X-Scope-OrgID": "1"}},
@@ -321,9 +355,9 @@ def test_variables_define_one_destination_called_default() -> None:
 
 def test_variables_take_the_place_of_the_list_in_the_file(tmp_path: Path) -> None:
     environ = TOKEN | {"REMOTE_WRITE_URL": "http://other/x", "REMOTE_WRITE_BEARER_TOKEN": "abc"}
-    assert load_list(tmp_path, [{"url": URL}], environ) == (
-        DestinationSettings(name="default", url="http://other/x", bearer_token=SecretStr("abc")),
-    )
+    [destination] = load_list(tmp_path, [{"url": URL}], environ)
+    assert (destination.name, destination.url) == ("default", "http://other/x")
+    assert destination.authorization == Authorization(credentials=SecretStr("abc"))
 
 
 def test_a_url_in_the_file_and_a_password_in_the_environment_are_one_destination(tmp_path: Path) -> None:

@@ -179,34 +179,6 @@ def test_what_is_no_password_is_refused_without_being_shown(text: object) -> Non
     assert caught.value.given is None
 
 
-@pytest.mark.parametrize(
-    "name", ["Content-Type", "content-encoding", "User-Agent", "Host", "X-Prometheus-Remote-Write-Version"]
-)
-def test_headers_that_the_protocol_fixes_cannot_be_set(name: str) -> None:
-    with pytest.raises(InvalidValueError, match=f"{name} is set by the worker itself"):
-        endpoints.headers({name: "x"})
-
-
-def test_every_wrong_header_is_told_by_name_and_never_by_value() -> None:
-    given = {"X-A": f"{CANARY}\r\nX-B: y", "x-c": CANARY, "X-C": CANARY, "in valid": CANARY, "X-D": 3, "X-Fine": CANARY}
-    with pytest.raises(InvalidValueError) as caught:
-        endpoints.headers(given)
-    assert caught.value.given == "X-A, x-c, X-C, in valid, X-D"
-    assert CANARY not in caught.value.problem
-
-
-def test_values_of_headers_are_secrets() -> None:
-    taken = endpoints.headers({"X-Scope-OrgID": CANARY})
-    assert CANARY not in repr(taken)
-    assert taken["X-Scope-OrgID"].get_secret_value() == CANARY
-
-
-def test_basic_is_no_scheme_of_the_authorization_block() -> None:
-    assert endpoints.authorization_scheme("Token") == "Token"
-    with pytest.raises(InvalidValueError, match="give basic_auth"):
-        endpoints.authorization_scheme("basic")
-
-
 def test_a_user_name_cannot_hold_the_colon_that_ends_it() -> None:
     with pytest.raises(InvalidValueError, match="must not hold a colon"):
         endpoints.user_name("a:b")

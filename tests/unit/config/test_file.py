@@ -121,3 +121,16 @@ def test_placeholders_are_mistakes_since_nothing_fills_them_in(tmp_path: Path) -
     assert "  b[0].c: holds a ${...} placeholder" in message
     assert "b[0].d" not in message
     assert "TOKEN" not in message
+
+
+def test_placeholders_stand_where_they_mean_something(tmp_path: Path) -> None:
+    mistakes = Mistakes()
+    file = tmp_path / "config.yml"
+    file.write_text("a:\n  - own: [{b: '${c}'}]\n    d: '${e}'\nf: '${g}'\n")
+    assert read_file(file, mistakes, own_placeholders=frozenset({"own"})) == {
+        "a": [{"own": [{"b": "${c}"}], "d": "${e}"}],
+        "f": "${g}",
+    }
+    with pytest.raises(ConfigError) as caught:
+        mistakes.raise_any(lambda _: (0, 0))
+    assert [mistake.setting for mistake in caught.value.mistakes] == ["a[0].d", "f"]

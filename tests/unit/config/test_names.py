@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 from pydantic import SecretStr
 
@@ -8,6 +9,7 @@ from worker.config import (
     KNOWN_DATASETS,
     SECRET_FILE_KEYS,
     SETTINGS,
+    Authorization,
     DestinationSettings,
     TlsSettings,
     describe,
@@ -30,6 +32,17 @@ ENVIRON = {
 }
 
 
+SECRETS_WITH_FILES = """
+    basic_auth.password bearer_token authorization.credentials oauth2.client_secret azuread.oauth.client_secret
+    azuread.certificate.certificate_password
+"""
+# Headers name files in a way of their own, and AWS' and TLS' keys have files that are no settings of a secret.
+SECRETS_WITHOUT_FILES = """
+    headers http_headers sigv4.access_key sigv4.secret_key tls_config.key oauth2.tls_config.key proxy_connect_header
+    oauth2.proxy_connect_header
+"""
+
+
 def test_the_settings_are_those_that_users_were_promised() -> None:
     assert [setting.name for setting in SETTINGS] == NAMES.split()
 
@@ -45,9 +58,11 @@ def test_secrets_are_known_for_secrets() -> None:
         "REMOTE_WRITE_PASSWORD",
         "REMOTE_WRITE_BEARER_TOKEN",
     }
-    secret = {key.name for key in DESTINATION_KEYS if key.secret}
-    assert secret == {"headers", "basic_auth.password", "bearer_token", "authorization.credentials"}
-    assert secret - {"headers"} <= set(SECRET_FILE_KEYS) <= {key.name for key in DESTINATION_KEYS}
+    assert {key.name for key in DESTINATION_KEYS if key.secret} == {
+        *SECRETS_WITH_FILES.split(),
+        *SECRETS_WITHOUT_FILES.split(),
+    }
+    assert set(SECRET_FILE_KEYS) == {*SECRETS_WITH_FILES.split(), "basic_auth.username"}
 
 
 def test_only_the_token_has_no_default() -> None:
@@ -86,8 +101,47 @@ def test_what_is_in_force_is_told_without_secrets() -> None:
     assert "canary" not in str(lines)
 
 
+def test_what_stands_under_a_destination_is_told_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("canary")
+    (tmp_path / "cfrw.yaml").write_text(
+        """
+external_labels: {region: eu, site: a}
+remote_write:
+  - url: http://host/x
+    basic_auth: {username: a, password_file: password}
+    proxy_url: http://user:canary@proxy
+    tls_config: {ca: "-----BEGIN CERTIFICATE-----\\ncanary\\n-----END CERTIFICATE-----"}
+    write_relabel_configs: [{action: labeldrop, regex: zone_id}, {action: labeldrop, regex: account}]
+    protobuf_message: prometheus.WriteRequest
+    metadata_config: {send: false}
+  - url: http://other/x
+    oauth2: {client_id: a, client_secret: canary, token_url: http://b, scopes: [c, d], endpoint_params: {e: canary}}
+    write_relabel_configs: [{action: labeldrop, regex: zone_id}]
+"""
+    )
+    lines = dict(describe(load_settings(tmp_path / "cfrw.yaml", {"CF_API_TOKEN": "canary"})))
+    told = {
+        "remote_write[0].basic_auth.password_file": f"{tmp_path}/password",
+        "remote_write[0].proxy_url": "http://***@proxy",
+        "remote_write[0].tls_config.ca": "-----BEGIN CERTIFICATE-----...",
+        "remote_write[0].write_relabel_configs": "2 rules",
+        "remote_write[0].protobuf_message": "prometheus.WriteRequest",
+        "remote_write[0].metadata_config.send": "false",
+        "remote_write[1].oauth2.client_secret": "**********",
+        "remote_write[1].oauth2.scopes": "c,d",
+        "remote_write[1].oauth2.endpoint_params": "e: **********",
+        "remote_write[1].write_relabel_configs": "1 rule",
+        "external_labels": "region: eu, site: a",
+    }
+    assert {name: lines.get(name) for name in told} == told
+    assert "canary" not in str(lines)
+
+
 def test_a_destination_in_code_shows_no_secret_either() -> None:
     destination = DestinationSettings(
-        name="a", url="https://host/x?key=canary", bearer_token=SecretStr("canary"), tls=TlsSettings(server_name="b")
+        name="a",
+        url="https://host/x?key=canary",
+        authorization=Authorization(credentials=SecretStr("canary")),
+        tls=TlsSettings(server_name="b"),
     )
     assert "canary" not in f"{destination!r} {destination} {destination.shown_url}"

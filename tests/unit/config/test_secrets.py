@@ -96,7 +96,43 @@ FILES = [
     f'{ENTRY}    headers: {{X-A: "{CANARY}\\r\\nX-B: c"}}\n',
     f"{ENTRY}    oauth2: {{client_secret: {CANARY}}}\n",
     f"{ENTRY}    sigv4: {{secret_key: {CANARY}}}\n",
-    f"{ENTRY}    proxy_url: http://user:{CANARY}@proxy\n",
+    f"{ENTRY}    oauth2: {{client_id: a, token_url: https://b, client_secret: [{CANARY}]}}\n",
+    f'{ENTRY}    oauth2: {{client_id: a, token_url: https://b, client_secret: "{CANARY}\\n{CANARY}"}}\n',
+    f"{ENTRY}    oauth2: {{client_id: a, token_url: https://u:{CANARY}@b, client_secret: {CANARY}}}\n",
+    f"{ENTRY}    oauth2: {{client_id: a, token_url: https://b, client_secret_file: secret-latin}}\n",
+    f"{ENTRY}    oauth2: {{client_id: a, token_url: https://b, client_secret_file: secret-lines}}\n",
+    f"{ENTRY}    oauth2: {{client_secret: {CANARY}, client_secret_file: secret-lines}}\n",
+    f"{ENTRY}    oauth2: {{client_secrets: {CANARY}}}\n",
+    f"{ENTRY}    oauth2: {CANARY}\n",
+    f"{ENTRY}    oauth2: {{endpoint_params: [{CANARY}]}}\n",
+    f"{ENTRY}    oauth2: {{endpoint_params: {{password: [{CANARY}]}}}}\n",
+    f"{ENTRY}    oauth2: {{client_certificate_key: {CANARY}}}\n",
+    f"{ENTRY}    oauth2: {{tls_config: {{key: {CANARY}}}}}\n",
+    f"{ENTRY}    oauth2: {{proxy_url: http://user:{CANARY}@}}\n",
+    f"{ENTRY}    sigv4: {{access_key: {CANARY}}}\n",
+    f"{ENTRY}    sigv4: {{access_key: [{CANARY}], secret_key: [{CANARY}]}}\n",
+    f"{ENTRY}    sigv4: {CANARY}\n",
+    f"{ENTRY}    sigv4: {{secret_keys: {CANARY}}}\n",
+    f"{ENTRY}    azuread: {{oauth: {{client_secret: {CANARY}}}}}\n",
+    f"{ENTRY}    azuread: {{oauth: {{client_secret: [{CANARY}]}}}}\n",
+    f"{ENTRY}    azuread: {{certificate: {{certificate_password: {CANARY}}}}}\n",
+    f"{ENTRY}    azuread: {{oauth: {CANARY}}}\n",
+    f"{ENTRY}    google_iam: {{credentials: {CANARY}}}\n",
+    f"{ENTRY}    proxy_url: http://user:{CANARY}@proxy/path\n",
+    f"{ENTRY}    proxy_url: socks5://user:{CANARY}@proxy\n",
+    f"{ENTRY}    proxy_url: user:{CANARY}@proxy\n",
+    f"{ENTRY}    proxy_url: http://user:{CANARY}@proxy\n    proxy_from_environment: true\n",
+    f"{ENTRY}    proxy_connect_header: {{X-A: [{CANARY}]}}\n",
+    f"{ENTRY}    proxy_url: http://a\n    proxy_connect_header: {{X-A: {CANARY}}}\n",
+    f"{ENTRY}    proxy_url: http://a\n    proxy_connect_header: {{X-A: [[{CANARY}]]}}\n",
+    f"{ENTRY}    http_headers: {{X-A: {CANARY}}}\n",
+    f"{ENTRY}    http_headers: {{X-A: {{secrets: [{CANARY}, {CANARY}]}}}}\n",
+    f"{ENTRY}    http_headers: {{X-A: {{secrets: [[{CANARY}]]}}}}\n",
+    f"{ENTRY}    http_headers: {{X-A: {{files: [secret-latin]}}}}\n",
+    f"{ENTRY}    http_headers: {{X-A: {{secret: {CANARY}}}}}\n",
+    f"{ENTRY}    tls_config: {{key: {CANARY}}}\n",
+    f"{ENTRY}    tls_config: {{cert: {CANARY}, key: {CANARY}}}\n",
+    f'{ENTRY}    tls_config: {{cert: "-----BEGIN PRIVATE KEY-----{CANARY}-----END PRIVATE KEY-----"}}\n',
     f"{ENTRY}    query_url: http://user:{CANARY}@host\n",
     f"remote_write:\n  - url: https://user:{CANARY}@host/x\n",
     f"remote_write:\n  - https://user:{CANARY}@host/x\n",
@@ -132,12 +168,22 @@ def test_no_mistake_in_the_file_shows_a_secret(tmp_path: Path, text: str) -> Non
 
 def test_settings_in_force_show_no_secret(tmp_path: Path) -> None:
     file = tmp_path / "config.yml"
+    key = f"-----BEGIN PRIVATE KEY-----{CANARY}-----END PRIVATE KEY-----"
     file.write_text(
         f"cf_api_token: {CANARY}\n{ENTRY}    headers: {{X-A: {CANARY}}}\n"
         f"    basic_auth: {{username: a, password: {CANARY}}}\n"
+        f"    proxy_url: http://user:{CANARY}@proxy\n    proxy_connect_header: {{X-A: [{CANARY}]}}\n"
         f"  - url: {URL}?key={CANARY}\n    name: b\n    bearer_token: {CANARY}\n    query_url: {URL}?key={CANARY}\n"
         f"  - url: {URL}\n    name: c\n    authorization: {{type: Token, credentials: {CANARY}}}\n"
+        f"    http_headers: {{X-A: {{secrets: [{CANARY}]}}}}\n"
+        f"  - url: {URL}\n    name: d\n    sigv4: {{access_key: {CANARY}, secret_key: {CANARY}}}\n"
+        f"  - url: {URL}\n    name: e\n    oauth2: {{client_id: a, token_url: 'https://b?c={CANARY}', "
+        f"client_secret: {CANARY}, endpoint_params: {{password: {CANARY}}}, "
+        f"tls_config: {{cert: '-----BEGIN CERTIFICATE-----', key: '{key}'}}, proxy_url: 'http://u:{CANARY}@p'}}\n"
+        f"  - url: {URL}\n    name: f\n    azuread: {{oauth: {{client_id: 00000000-0000-0000-0000-00000000000a, "
+        f"tenant_id: b, client_secret: {CANARY}}}}}\n"
     )
     loaded = load_settings(file, {})
-    assert len(loaded.destinations) == 3
-    assert CANARY not in f"{loaded} {loaded!r} {describe(loaded)} {loaded.destinations[1]}"
+    assert len(loaded.destinations) == 6
+    assert CANARY not in f"{loaded} {loaded!r} {describe(loaded)}"
+    assert not [destination for destination in loaded.destinations if CANARY in f"{destination} {destination!r}"]

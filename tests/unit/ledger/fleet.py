@@ -3,11 +3,23 @@ out of a ledger can be compared with the truth without remembering what went in.
 
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from worker.buckets import Batch, Bucket, SampleTimestamp, StoredBucket, Window
-from worker.ledger import Ledger, Pending, Position, Scope, acknowledge, next_pending
+from worker.ledger import (
+    WHOLE_QUEUE,
+    Ledger,
+    Pending,
+    Position,
+    Refusal,
+    Scope,
+    Stretch,
+    acknowledge,
+    next_pending,
+    refuse,
+)
+from worker.ledger.session import Session
 from worker.series import label_block
 
 DATASET = "http_requests"
@@ -58,8 +70,20 @@ def bucket(
     wrong_by: float = 0.0,
 ) -> Bucket:
     """The bucket of the window that starts `hour` hours after T0; with `wrong_by` its first sample is not the truth."""
-    slice_of_time = window(hour, width_seconds)
-    timestamp_ms = slice_of_time.timestamp_ms(SampleTimestamp.START)
+    return bucket_of(zone, window(hour, width_seconds), samples=samples, dataset=dataset, wrong_by=wrong_by)
+
+
+def bucket_of(
+    zone: int,
+    slice_of_time: Window,
+    *,
+    samples: int = 3,
+    dataset: str = DATASET,
+    wrong_by: float = 0.0,
+    stamp: SampleTimestamp = SampleTimestamp.START,
+) -> Bucket:
+    """The bucket of any window."""
+    timestamp_ms = slice_of_time.timestamp_ms(stamp)
     series = blocks(zone, samples)
     values = array("d", [true_value(block, timestamp_ms) for block in series])
     if wrong_by:
@@ -71,6 +95,12 @@ def buckets(zones: Iterable[int], hours: Iterable[int], *, samples: int = 3) -> 
     """Zone by zone, oldest first."""
     hours = list(hours)
     return [bucket(zone, hour, samples=samples) for zone in zones for hour in hours]
+
+
+def minutes(zones: Iterable[int], numbers: Iterable[int], *, samples: int = 1) -> list[Bucket]:
+    """Buckets of one-minute windows, counted from T0, zone by zone."""
+    numbers = list(numbers)
+    return [bucket_of(zone, Window(T0 + number * 60, 60), samples=samples) for zone in zones for number in numbers]
 
 
 def samples_of(batch: Batch) -> list[tuple[bytes, int, float]]:
@@ -97,8 +127,34 @@ def zones_and_hours(pending: Pending) -> list[tuple[int, int]]:
     return [zone_and_hour(pending.batch, stored) for stored in pending.batch.buckets]
 
 
+def zones_and_minutes(pending: Pending) -> list[tuple[int, int]]:
+    """Zone of every bucket, and the minute after T0 in which its window starts."""
+    return [
+        (zone_and_hour(pending.batch, stored)[0], (stored.timestamp_ms // 1000 - T0) // 60)
+        for stored in pending.batch.buckets
+    ]
+
+
+def refuse_whole(
+    session: Session, destination: str, ids: Sequence[int], *, now: float = NOW, status: int = 400, reason: str = "no"
+) -> None:
+    """A verb for tests: the receiver refused every sample of these buckets."""
+    rows = session._connection.execute(
+        "SELECT id, series_ids FROM bucket WHERE id IN (SELECT value FROM json_each(?))", (str(list(ids)),)
+    )
+    refusals = [Refusal(number, series_ids, status, reason) for number, series_ids in rows]
+    refuse(session, destination, refusals, partly=(), now=now)
+
+
 async def whole_queue(
-    ledger: Ledger, destination: str, *, max_samples: int = 10_000, one_window_per_series: bool = False
+    ledger: Ledger,
+    destination: str,
+    *,
+    max_samples: int = 10_000,
+    one_window_per_series: bool = False,
+    stretch: Stretch = WHOLE_QUEUE,
+    without: Collection[int] = (),
+    waited_for_since: float | None = None,
 ) -> list[Pending]:
     """A destination's queue from its front to its end, page by page, without deciding on anything."""
     pages: list[Pending] = []
@@ -110,6 +166,9 @@ async def whole_queue(
             after=position,
             max_samples=max_samples,
             one_window_per_series=one_window_per_series,
+            stretch=stretch,
+            without=without,
+            waited_for_since=waited_for_since,
         )
     ) is not None:
         pages.append(page)

@@ -1,4 +1,4 @@
-import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,36 +6,57 @@ import apsw
 import pytest
 
 from tests.unit.ledger.fleet import (
+    DATASET,
     HOUR,
     NOW,
     T0,
     acknowledge_all,
     bucket,
+    bucket_of,
     buckets,
+    minutes,
     pending_ids,
     queue,
+    refuse_whole,
     scope,
+    tag,
     untrue_samples,
     whole_queue,
+    window,
     zones_and_hours,
+    zones_and_minutes,
 )
+from worker.buckets import SampleTimestamp, Window
 from worker.ledger import (
+    WHOLE_QUEUE,
     DestinationReport,
+    Hole,
+    HoleReason,
     Lane,
     Ledger,
     Position,
+    Refusal,
+    RefusedSamples,
+    Resend,
+    Stretch,
+    Undelivered,
     acknowledge,
+    ask_for_resend,
     backlogs,
     capture,
-    delivery,
+    carry_out_next,
     delivery_counts,
     destination_reports,
     expire,
+    expire_too_old,
     next_pending,
     note_failure,
     prune,
+    record_holes,
     record_scopes,
+    refusals,
     refuse,
+    refused_samples,
     register_destinations,
     set_aside,
     still_pending,
@@ -66,21 +87,30 @@ async def test_a_zone_is_sent_oldest_first_however_it_was_captured(ledger: Ledge
     assert await queue(ledger) == [(1, 0), (1, 3), (1, 4), (1, 5)]
 
 
-async def test_windows_of_a_zone_follow_each_other_in_runs_for_a_receiver_that_takes_any_order(ledger: Ledger) -> None:
-    run = delivery._SEGMENT_WINDOWS
-    hours = range(2 * run + 2)
-    await ledger.write(capture, buckets([1, 2], hours, samples=1), NOW)
+async def test_windows_of_a_zone_follow_each_other_for_half_an_hour_at_a_receiver_that_takes_any_order(
+    ledger: Ledger,
+) -> None:
+    # T0 is where a segment of 32 minutes begins.
+    await ledger.write(capture, minutes([1, 2], range(70)), NOW)
 
-    found = await queue(ledger)
+    (page,) = await whole_queue(ledger, "prom")
 
-    runs = [found[0]]
-    for before, after in itertools.pairwise(found):
-        if after != (before[0], before[1] + 1):
-            runs.append(after)
-    # Runs end where the start is a multiple of their length; T0 lies somewhere inside the first.
-    edges = [0, *(hour for hour in hours if hour and (T0 // HOUR + hour) % run == 0)]
-    assert len(edges) >= 3
-    assert runs == [(zone, edge) for edge in edges for zone in (1, 2)]
+    assert zones_and_minutes(page) == [
+        (zone, minute) for begin in (0, 32, 64) for zone in (1, 2) for minute in range(begin, min(begin + 32, 70))
+    ]
+
+
+@pytest.mark.parametrize(("width_seconds", "in_a_row"), [(60, 32), (300, 7), (900, 3), (3600, 1), (86_400, 1)])
+async def test_the_wider_the_windows_are_the_fewer_of_a_zone_follow_each_other(
+    ledger: Ledger, width_seconds: int, in_a_row: int
+) -> None:
+    windows = [Window(T0 + number * width_seconds, width_seconds) for number in range(2 * in_a_row)]
+    await ledger.write(capture, [bucket_of(zone, each) for zone in (1, 2) for each in windows], NOW)
+
+    order = [zone for zone, _ in await queue(ledger)]
+
+    assert order[: 2 * in_a_row] == [1] * in_a_row + [2] * in_a_row
+    assert order[2 * in_a_row] == 1
 
 
 async def test_a_strict_destination_gets_the_oldest_window_of_any_zone_first(ledger: Ledger) -> None:
@@ -100,11 +130,11 @@ async def test_a_request_to_a_strict_destination_holds_one_window_of_a_series(le
 
 
 async def test_a_request_to_another_destination_holds_many_windows_of_a_series(ledger: Ledger) -> None:
-    await ledger.write(capture, buckets([1, 2], [0, 1]), NOW)
+    await ledger.write(capture, minutes([1, 2], [0, 1]), NOW)
 
     (page,) = await whole_queue(ledger, "prom")
 
-    assert zones_and_hours(page) == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert zones_and_minutes(page) == [(1, 0), (1, 1), (2, 0), (2, 1)]
 
 
 async def test_a_page_holds_at_most_the_samples_asked_for(ledger: Ledger) -> None:
@@ -166,7 +196,7 @@ async def test_lanes_share_a_queue_and_keep_each_zone_whole(ledger: Ledger) -> N
 
     assert lanes == [
         [(2, hour) for hour in range(5)],
-        [(zone, hour) for zone in (1, 3) for hour in range(5)],
+        [(zone, hour) for hour in range(5) for zone in (1, 3)],
     ]
 
 
@@ -174,6 +204,185 @@ async def test_nothing_is_pending_at_a_destination_that_nobody_knows(ledger: Led
     await ledger.write(capture, [bucket(1, 0)], NOW)
 
     assert await queue(ledger, "nobody") == []
+
+
+# A part of the queue
+
+
+CUT = T0 + 3 * 1920
+"""Where the live windows begin in these tests: the start of a segment."""
+
+
+@pytest.mark.parametrize("cut", [CUT - 1, CUT, CUT + 1, CUT + 59, CUT + 1919])
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("max_samples", [1, 7, 10_000])
+async def test_what_is_live_and_what_is_backlog_make_up_the_queue(
+    ledger: Ledger, *, cut: int, strict: bool, max_samples: int
+) -> None:
+    await ledger.write(register_destinations, {"prom": strict}, replay_since=0, now=NOW)
+    await ledger.write(capture, minutes([1, 2], range(140)), NOW)
+    parts = [
+        [
+            entry
+            for page in await whole_queue(ledger, "prom", max_samples=max_samples, stretch=stretch)
+            for entry in zones_and_minutes(page)
+        ]
+        for stretch in (WHOLE_QUEUE, Stretch(before_segment=cut), Stretch(from_segment=cut))
+    ]
+
+    whole, backlog, live = parts
+    assert backlog + live == whole
+    assert backlog
+    assert live
+    length = 1 if strict else 32
+    assert all(T0 + minute // length * length * 60 >= cut for _, minute in live)
+    assert all(T0 + minute // length * length * 60 < cut for _, minute in backlog)
+
+
+@pytest.mark.parametrize("way", ["captured", "put in order", "new destination", "sent again"])
+async def test_the_segment_of_a_window_wider_than_half_an_hour_is_that_window(ledger: Ledger, way: str) -> None:
+    await ledger.write(register_destinations, {"prom": way == "put in order"}, replay_since=0, now=NOW)
+    await ledger.write(capture, buckets([1, 2], range(3)), NOW)
+    if way == "put in order":
+        await ledger.write(register_destinations, {"prom": False}, replay_since=0, now=NOW)
+    if way == "new destination":
+        await ledger.write(register_destinations, {"other": False}, replay_since=0, now=NOW)
+    if way == "sent again":
+        await acknowledge_all(ledger)
+        await ledger.write(ask_for_resend, Resend(0, int(NOW)), reason="", asked_by="", now=NOW)
+        await ledger.write(carry_out_next, NOW)
+
+    name = "other" if way == "new destination" else "prom"
+    parts = [
+        [entry for page in await whole_queue(ledger, name, stretch=stretch) for entry in zones_and_hours(page)]
+        for stretch in (Stretch(before_segment=T0 + HOUR), Stretch(from_segment=T0 + HOUR))
+    ]
+
+    assert parts == [[(1, 0), (2, 0)], [(1, 1), (2, 1), (1, 2), (2, 2)]]
+
+
+async def test_a_stretch_is_entered_where_it_begins_from_whatever_place_lies_before_it(ledger: Ledger) -> None:
+    await ledger.write(capture, minutes([1, 2], range(140)), NOW)
+    front = await ledger.read(next_pending, "prom", after=None, max_samples=1, one_window_per_series=False)
+    assert front is not None
+
+    live = await ledger.read(
+        next_pending,
+        "prom",
+        after=front.position,
+        max_samples=1,
+        one_window_per_series=False,
+        stretch=Stretch(from_segment=CUT),
+    )
+
+    assert live is not None
+    assert zones_and_minutes(live) == [(1, 96)]
+
+
+async def test_a_stretch_ends_for_whoever_is_behind_it(ledger: Ledger) -> None:
+    await ledger.write(capture, minutes([1], range(140)), NOW)
+    (*_, last) = await whole_queue(ledger, "prom")
+
+    assert (
+        await ledger.read(
+            next_pending,
+            "prom",
+            after=last.position,
+            max_samples=1,
+            one_window_per_series=False,
+            stretch=Stretch(before_segment=CUT),
+        )
+        is None
+    )
+
+
+@pytest.mark.parametrize("max_samples", [1, 10_000])
+async def test_buckets_that_somebody_is_at_work_on_are_passed_over(ledger: Ledger, max_samples: int) -> None:
+    await ledger.write(capture, minutes([1, 2], range(3)), NOW)
+    ids = await pending_ids(ledger)
+
+    pages = await whole_queue(ledger, "prom", max_samples=max_samples, without={ids[0], ids[4], 4711})
+
+    assert [entry for page in pages for entry in zones_and_minutes(page)] == [(1, 1), (1, 2), (2, 0), (2, 2)]
+    assert await whole_queue(ledger, "prom", without=ids) == []
+
+
+# Windows that a strict destination waits for
+
+
+async def strict_with_a_hole(ledger: Ledger, reason: HoleReason, *, hour: int = 1, dataset: str = DATASET) -> None:
+    """Zones 1 and 2 have hours 0, 2 and 3; `hour` of zone 1 was asked for in vain."""
+    await ledger.write(register_destinations, {"prom": True}, replay_since=0, now=NOW)
+    await ledger.write(capture, buckets([1, 2], [0, 2, 3]), NOW)
+    await ledger.write(record_holes, [Hole(dataset, tag(1), window(hour), reason, "")], NOW)
+
+
+async def waiting(ledger: Ledger, since: float | None) -> list[tuple[int, int]]:
+    pages = await whole_queue(ledger, "prom", one_window_per_series=True, waited_for_since=since)
+    return [entry for page in pages for entry in zones_and_hours(page)]
+
+
+WITHOUT_THOSE_BEHIND = [(1, 0), (2, 0), (2, 2), (2, 3)]
+ALL = [(1, 0), (2, 0), (1, 2), (2, 2), (1, 3), (2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("since", "handed_out"),
+    [
+        (0.0, WITHOUT_THOSE_BEHIND),
+        (T0 + 2 * HOUR - 1.0, WITHOUT_THOSE_BEHIND),
+        (T0 + 2 * HOUR, ALL),  # when its window ended
+        (NOW, ALL),
+        (None, ALL),
+    ],
+)
+async def test_windows_behind_one_that_could_not_be_captured_wait_for_a_while(
+    ledger: Ledger, since: float | None, handed_out: list[tuple[int, int]]
+) -> None:
+    await strict_with_a_hole(ledger, HoleReason.FAILED)
+
+    assert await waiting(ledger, since) == handed_out
+
+
+async def test_what_waited_is_handed_out_when_the_missing_window_has_come(ledger: Ledger) -> None:
+    await strict_with_a_hole(ledger, HoleReason.FAILED)
+    await ledger.write(capture, [bucket(1, 1)], NOW)
+
+    assert await waiting(ledger, 0) == sorted([*ALL, (1, 1)], key=lambda entry: entry[::-1])
+
+
+@pytest.mark.parametrize("reason", [HoleReason.DENIED, HoleReason.EXPIRED])
+async def test_nothing_waits_for_a_window_that_will_not_come(ledger: Ledger, reason: HoleReason) -> None:
+    await strict_with_a_hole(ledger, reason)
+
+    assert await waiting(ledger, 0) == ALL
+
+
+async def test_nothing_waits_for_a_window_that_failed_once_and_was_given_up(ledger: Ledger) -> None:
+    await strict_with_a_hole(ledger, HoleReason.FAILED)
+    await ledger.write(record_holes, [Hole(DATASET, tag(1), window(1), HoleReason.EXPIRED, "")], NOW)
+
+    assert await waiting(ledger, 0) == ALL
+
+
+async def test_no_window_waits_for_a_later_one(ledger: Ledger) -> None:
+    await strict_with_a_hole(ledger, HoleReason.FAILED, hour=4)
+
+    assert await waiting(ledger, 0) == ALL
+
+
+async def test_a_window_waits_for_its_own_dataset_only(ledger: Ledger) -> None:
+    await strict_with_a_hole(ledger, HoleReason.FAILED, dataset="other")
+
+    assert await waiting(ledger, 0) == ALL
+
+
+async def test_nothing_waits_for_a_window_of_a_width_that_is_not_asked_for_any_more(ledger: Ledger) -> None:
+    await strict_with_a_hole(ledger, HoleReason.DENIED)
+    narrow = Window(T0 + HOUR, 60)
+    await ledger.write(record_holes, [Hole(DATASET, tag(1), narrow, HoleReason.FAILED, "")], NOW)
+
+    assert await waiting(ledger, 0) == ALL
 
 
 # What becomes of a bucket
@@ -195,7 +404,7 @@ async def test_a_refused_bucket_is_kept_with_what_the_receiver_said(ledger: Ledg
     await ledger.write(capture, buckets([1], [0, 1]), NOW)
     first, _ = await pending_ids(ledger)
 
-    await ledger.write(refuse, "prom", [first], status=400, reason="out of bounds" + "!" * 5000, now=NOW + 5)
+    await ledger.write(refuse_whole, "prom", [first], reason="out of bounds" + "!" * 5000, now=NOW + 5)
 
     assert await queue(ledger) == [(1, 1)]
     (report,) = await ledger.read(undelivered)
@@ -326,7 +535,7 @@ async def test_what_cannot_be_delivered_within_the_replay_bound_is_given_up(ledg
 
     # The window of hour 1 ends at the bound and is still inside.
     assert expired == 2
-    assert await queue(ledger) == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert await queue(ledger) == [(1, 1), (2, 1), (1, 2), (2, 2)]
     (report,) = await ledger.read(undelivered)
     assert (report.state, report.buckets, report.newest_at) == ("expired", 2, int(NOW))
     assert "CF_REPLAY_HOURS" in report.reason
@@ -371,7 +580,7 @@ async def test_what_was_decided_is_not_given_up(ledger: Ledger) -> None:
     await ledger.write(capture, buckets([1], [0, 1]), NOW)
     first, second = await pending_ids(ledger)
     await ledger.write(acknowledge, "prom", [first], NOW)
-    await ledger.write(refuse, "prom", [second], status=400, reason="no", now=NOW)
+    await ledger.write(refuse_whole, "prom", [second])
 
     assert await ledger.write(expire, ended_before=NOW, now=NOW) == 0
     assert await states(ledger) == {"acknowledged": 1, "refused": 1}
@@ -393,10 +602,172 @@ async def test_what_was_acknowledged_stays_acknowledged(ledger: Ledger) -> None:
     ids = await pending_ids(ledger)
     await ledger.write(acknowledge, "prom", ids, NOW)
 
-    await ledger.write(refuse, "prom", ids, status=400, reason="no", now=NOW)
+    await ledger.write(refuse_whole, "prom", ids)
+    await ledger.write(refuse, "prom", [Refusal(ids[0], FIRST, 400, "no")], partly=ids, now=NOW)
     await ledger.write(set_aside, "prom", ids, NOW)
 
     assert await states(ledger) == {"acknowledged": 1}
+    assert await ledger.read(refused_samples) == ()
+
+
+FIRST, SECOND, THIRD = (number.to_bytes(4, "little") for number in (1, 2, 3))
+
+
+async def test_a_bucket_is_partial_where_some_of_its_samples_were_refused_and_refused_where_all_were(
+    ledger: Ledger,
+) -> None:
+    await ledger.write(capture, buckets([1], range(3)), NOW)
+    some, every, _ = await pending_ids(ledger)
+
+    told = [
+        Refusal(some, FIRST + THIRD, 400, "out of bounds"),
+        Refusal(every, FIRST, 400, "out of bounds"),
+        Refusal(every, SECOND + THIRD, None, "five times 500 while others were taken"),
+    ]
+    await ledger.write(refuse, "prom", told, partly={some}, now=NOW + 5)
+
+    assert await queue(ledger) == [(1, 2)]
+    assert await states(ledger) == {"partial": 1, "refused": 1, "pending": 1}
+    assert await ledger.read(undelivered) == (
+        Undelivered("prom", "partial", 1, int(NOW) + 5, 400, "out of bounds"),
+        Undelivered("prom", "refused", 1, int(NOW) + 5, None, "five times 500 while others were taken"),
+    )
+    assert await ledger.read(refused_samples) == (RefusedSamples("prom", 2, 5),)
+
+
+async def test_a_refusal_counts_for_the_destination_that_refused(ledger: Ledger) -> None:
+    await ledger.write(register_destinations, {"prom": False, "mimir": False}, replay_since=0, now=NOW)
+    await ledger.write(capture, [bucket(1, 0)], NOW)
+
+    await ledger.write(refuse_whole, "mimir", await pending_ids(ledger, "mimir"))
+
+    assert await states(ledger, "prom") == {"pending": 1}
+    assert await ledger.read(refused_samples) == (RefusedSamples("mimir", 1, 3),)
+
+
+async def test_a_receiver_that_took_a_part_has_answered(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1], range(2)), NOW)
+    first, second = await pending_ids(ledger)
+
+    await ledger.write(refuse, "prom", [Refusal(first, FIRST, 400, "no")], partly=(), now=NOW)
+    (report,) = await ledger.read(destination_reports)
+    assert report.last_success_at is None
+
+    await ledger.write(refuse, "prom", [Refusal(second, FIRST, 400, "no")], partly={second}, now=NOW)
+    (report,) = await ledger.read(destination_reports)
+    assert report.last_success_at == int(NOW)
+
+
+async def test_an_acknowledgement_of_nothing_that_was_sent_is_no_answer(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1], range(2)), NOW)
+    first, second = await pending_ids(ledger)
+
+    await ledger.write(acknowledge, "prom", [first], NOW, any_taken=False)
+    (report,) = await ledger.read(destination_reports)
+    assert (report.last_success_at, await states(ledger)) == (None, {"acknowledged": 1, "pending": 1})
+
+    await ledger.write(acknowledge, "prom", [second], NOW)
+    (report,) = await ledger.read(destination_reports)
+    assert report.last_success_at == int(NOW)
+
+
+@pytest.mark.parametrize("partly", [True, False])
+async def test_what_was_refused_stays_refused_with_what_was_said(ledger: Ledger, *, partly: bool) -> None:
+    await ledger.write(capture, [bucket(1, 0)], NOW)
+    ids = await pending_ids(ledger)
+    await ledger.write(refuse, "prom", [Refusal(ids[0], FIRST, 400, "no")], partly=ids if partly else (), now=NOW)
+    before = await states(ledger), await ledger.read(undelivered), await ledger.read(refused_samples)
+
+    await ledger.write(acknowledge, "prom", ids, NOW + 1)
+    await ledger.write(set_aside, "prom", ids, NOW + 1)
+    await ledger.write(expire, ended_before=NOW, now=NOW + 1)
+    await ledger.write(expire_too_old, "prom", stamped_before=NOW, window_seconds=60, now=NOW + 1)
+
+    assert (await states(ledger), await ledger.read(undelivered), await ledger.read(refused_samples)) == before
+
+
+async def test_a_refusal_that_comes_after_the_bound_still_counts(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1], range(2)), NOW)
+    ids = await pending_ids(ledger)
+    await ledger.write(expire, ended_before=NOW, now=NOW)
+
+    await ledger.write(refuse, "prom", [Refusal(each, FIRST, 400, "no") for each in ids], partly=ids[:1], now=NOW)
+
+    assert await states(ledger) == {"partial": 1, "refused": 1}
+    assert await ledger.read(refused_samples) == (RefusedSamples("prom", 2, 2),)
+
+
+@pytest.mark.parametrize("state", ["damaged", "deleted"])
+async def test_a_refusal_of_what_was_not_waiting_is_not_kept(ledger: Ledger, state: str) -> None:
+    await ledger.write(capture, [bucket(1, 0)], NOW)
+    ids = await pending_ids(ledger)
+    await ledger.write(set_aside, "prom", ids, NOW)
+    if state == "deleted":
+        await ledger.write(prune, ended_before=NOW)
+
+    await ledger.write(refuse, "prom", [Refusal(ids[0], FIRST, 400, "no")], partly=ids, now=NOW)
+
+    assert await states(ledger) == ({"damaged": 1} if state == "damaged" else {})
+    assert await ledger.read(refused_samples) == ()
+
+
+async def test_what_a_receiver_says_to_a_sample_is_kept_within_bounds(ledger: Ledger) -> None:
+    await ledger.write(capture, [bucket(1, 0)], NOW)
+    await ledger.write(refuse_whole, "prom", await pending_ids(ledger), reason="x" * 5000)
+
+    (refusal,) = await ledger.read(refusals, "prom", newest=5)
+
+    assert refusal.reason == "x" * 1024
+
+
+# What is older than the receiver takes
+
+
+@pytest.mark.parametrize(
+    ("stamp", "timestamp"), [(SampleTimestamp.START, T0 + HOUR), (SampleTimestamp.END, T0 + 2 * HOUR - 0.001)]
+)
+async def test_what_is_older_than_the_receiver_takes_is_given_up_by_the_timestamp_it_carries(
+    ledger: Ledger, stamp: SampleTimestamp, timestamp: float
+) -> None:
+    await ledger.write(capture, [bucket_of(1, window(hour), stamp=stamp) for hour in (0, 1, 2)], NOW)
+    bound = math.floor(timestamp)
+
+    async def too_old(stamped_before: float) -> int:
+        return await ledger.write(
+            expire_too_old, "prom", stamped_before=stamped_before, window_seconds=1800, now=NOW + 5
+        )
+
+    assert await too_old(T0) == 0
+    assert await too_old(bound) == 1, "the hour before"
+    assert await too_old(bound) == 0
+    assert len(await pending_ids(ledger)) == 2
+    assert await too_old(bound + 1) == 1
+    assert await states(ledger) == {"expired": 2, "pending": 1}
+    (report,) = await ledger.read(undelivered)
+    assert (report.state, report.newest_at, report.status) == ("expired", int(NOW) + 5, None)
+    assert "older than 30m" in report.reason
+    assert "out_of_order_time_window" in report.reason
+
+
+async def test_what_is_too_old_for_one_destination_is_sent_to_another(ledger: Ledger) -> None:
+    await ledger.write(register_destinations, {"prom": False, "mimir": False}, replay_since=0, now=NOW)
+    await ledger.write(capture, buckets([1], range(3)), NOW)
+    await acknowledge_all(ledger, ids=(await pending_ids(ledger))[:1])
+
+    assert await ledger.write(expire_too_old, "prom", stamped_before=NOW, window_seconds=60, now=NOW) == 2
+
+    assert await states(ledger, "prom") == {"acknowledged": 1, "expired": 2}
+    assert await states(ledger, "mimir") == {"pending": 3}
+
+
+@pytest.mark.parametrize("width_seconds", [60, 86_400])
+async def test_what_is_too_old_is_found_whatever_its_segment(ledger: Ledger, width_seconds: int) -> None:
+    windows = [Window(T0 + number * width_seconds, width_seconds) for number in range(40)]
+    await ledger.write(capture, [bucket_of(1, each) for each in windows], NOW)
+    bound = windows[35].start
+
+    assert await ledger.write(expire_too_old, "prom", stamped_before=bound, window_seconds=60, now=NOW) == 35
+    assert len(await pending_ids(ledger)) == 5
 
 
 async def test_deciding_about_a_bucket_that_is_gone_changes_nothing(ledger: Ledger) -> None:
@@ -408,7 +779,8 @@ async def test_deciding_about_a_bucket_that_is_gone_changes_nothing(ledger: Ledg
 async def test_a_decision_of_an_unknown_destination_is_a_mistake_of_the_caller(ledger: Ledger) -> None:
     for verb in (
         lambda session: acknowledge(session, "nobody", [1], NOW),
-        lambda session: refuse(session, "nobody", [1], status=400, reason="no", now=NOW),
+        lambda session: refuse(session, "nobody", [], partly=(), now=NOW),
+        lambda session: expire_too_old(session, "nobody", stamped_before=NOW, window_seconds=60, now=NOW),
         lambda session: set_aside(session, "nobody", [1], NOW),
     ):
         with pytest.raises(LookupError, match="nobody"):
@@ -480,24 +852,26 @@ async def test_the_queue_is_put_in_order_when_a_destination_becomes_strict_or_st
     ledger: Ledger, *, strict: bool
 ) -> None:
     await ledger.write(register_destinations, {"prom": not strict}, replay_since=0, now=NOW)
-    await ledger.write(capture, buckets([1, 2], [0, 1]), NOW)
+    await ledger.write(capture, minutes([1, 2], [30, 31, 32]), NOW)
 
     await ledger.write(register_destinations, {"prom": strict}, replay_since=0, now=NOW)
-    await ledger.write(capture, buckets([1, 2], [2]), NOW)
+    await ledger.write(capture, minutes([1, 2], [33]), NOW)
 
-    by_window = [(zone, hour) for hour in (0, 1, 2) for zone in (1, 2)]
-    by_zone = [(zone, hour) for zone in (1, 2) for hour in (0, 1, 2)]
-    assert await queue(ledger) == (by_window if strict else by_zone)
+    by_window = [(zone, minute) for minute in (30, 31, 32, 33) for zone in (1, 2)]
+    by_zone = [(zone, minute) for segment in ((30, 31), (32, 33)) for zone in (1, 2) for minute in segment]
+    (page,) = await whole_queue(ledger, "prom")
+    assert zones_and_minutes(page) == (by_window if strict else by_zone)
 
 
 async def test_a_destination_that_comes_back_strict_has_its_whole_queue_in_order(ledger: Ledger) -> None:
-    await ledger.write(capture, buckets([1, 2], [0, 1]), NOW)
+    await ledger.write(capture, minutes([1, 2], [0, 1]), NOW)
     await ledger.write(register_destinations, {"mimir": False}, replay_since=0, now=NOW)
-    await ledger.write(capture, buckets([1, 2], [2]), NOW)
+    await ledger.write(capture, minutes([1, 2], [2]), NOW)
 
     await ledger.write(register_destinations, {"prom": True}, replay_since=0, now=NOW)
 
-    assert await queue(ledger, "prom") == [(zone, hour) for hour in (0, 1, 2) for zone in (1, 2)]
+    (page,) = await whole_queue(ledger, "prom")
+    assert zones_and_minutes(page) == [(zone, minute) for minute in (0, 1, 2) for zone in (1, 2)]
 
 
 async def test_a_zone_that_was_renamed_is_sent_under_the_labels_that_were_captured(ledger: Ledger) -> None:

@@ -13,15 +13,17 @@ from worker.ledger.session import QUERIES
 FOLDER = Path(worker.ledger.__file__).parent
 
 # Tables that grow with every window; the others have a row per zone, dataset, destination or repair.
-GROWING = {"bucket", "delivery", "series", "hole"}
+GROWING = {"bucket", "delivery", "series", "hole", "refusal"}
 
 # Which statements an index is there for.
 PURPOSE = {
     "bucket_by_start": {"enqueue_ended_since", "prune_buckets", "resend_plan", "enqueue_again"},
-    "delivery_queue": {"pending", "reorder_queue", "expire", "backlogs", "delivery_counts"},
+    "delivery_queue": {"pending", "reorder_queue", "expire", "expire_too_old", "backlogs", "delivery_counts"},
     "delivery_acknowledged": {"delivery_counts"},
     "delivery_undelivered": {"delivery_counts", "undelivered"},
-    "delivery_by_job": {"resent"},
+    "delivery_by_job": {"resent", "forget_refusals"},
+    "refusal_by_delivery": {"forget_refusals"},
+    "refusal_by_destination": {"newest_refusals", "refused_samples"},
     "hole_by_start": {"prune_holes", "hole_counts"},
     "job_asked": {"oldest_asked_job"},
 }
@@ -68,11 +70,47 @@ def test_the_queue_is_read_as_a_range_of_its_index_and_never_sorted(connection: 
 
     assert first == (
         "SEARCH queued USING COVERING INDEX delivery_queue"
-        " (destination_id=? AND (segment,scope_id,start,bucket_id)>(?,?,?,?))"
+        " (destination_id=? AND (segment,scope_id,start,bucket_id)>(?,?,?,?) AND segment<?)"
     )
     assert "SEARCH delivery USING PRIMARY KEY (bucket_id=? AND destination_id=?)" in rest
     assert "SEARCH bucket USING INTEGER PRIMARY KEY (rowid=?)" in rest
-    assert not any("TEMP B-TREE" in line or line.startswith("SCAN") for line in rest)
+    assert (
+        "SEARCH hole USING PRIMARY KEY (dataset_id=? AND scope_id=? AND width_seconds=? AND start>? AND start<?)"
+        in rest
+    )
+    scanned = [line for line in rest if line.startswith("SCAN") and "json_each" not in line]
+    assert not scanned
+    assert not any("TEMP B-TREE" in line for line in rest)
+
+
+def test_what_nobody_asked_to_be_passed_over_or_waited_for_costs_the_queue_nothing() -> None:
+    # SQLite looks at the left side of an OR first: with NULL there it neither looks for holes nor makes a list.
+    for parameter in (":without", ":waited_for_since"):
+        assert f"({parameter} IS NULL OR " in QUERIES["pending"]
+
+
+@pytest.mark.parametrize("name", ["expire", "expire_too_old"])
+def test_what_is_given_up_for_its_age_is_a_range_of_the_queue(connection: apsw.Connection, name: str) -> None:
+    assert any("INDEX delivery_queue (destination_id=? AND segment<?)" in line for line in plan(connection, name))
+
+
+def test_the_newest_refusals_of_a_destination_are_found_without_sorting(connection: apsw.Connection) -> None:
+    lines = plan(connection, "newest_refusals")
+
+    assert "SEARCH refusal USING INDEX refusal_by_destination (destination_id=?)" in lines
+    assert not any("TEMP B-TREE" in line for line in lines)
+
+
+def test_no_state_is_forgotten_where_states_are_listed() -> None:
+    schema = (FOLDER / "schema.sql").read_text()
+    (known,) = re.findall(r"CHECK \(state IN \(('pending'[^)]*)\)\)", schema)
+    decided = known.removeprefix("'pending', ")
+    against = decided.removeprefix("'acknowledged', ")
+
+    assert f"delivery.state NOT IN ({decided})" in QUERIES["pending"]
+    assert f"WHERE state IN ({against});" in schema
+    assert f"WHERE delivery.state IN ({against})" in QUERIES["undelivered"]
+    assert f"WHERE state IN ({against})" in QUERIES["delivery_counts"]
 
 
 def test_every_index_serves_the_statements_it_was_made_for(connection: apsw.Connection) -> None:

@@ -8,14 +8,20 @@ from tests.unit.ledger.fleet import (
     acknowledge_all,
     bucket,
     buckets,
+    minutes,
     pending_ids,
     queue,
+    refuse_whole,
     scope,
     tag,
+    whole_queue,
+    zones_and_minutes,
 )
 from worker.errors import LedgerDamagedError
 from worker.ledger import (
     Ledger,
+    Refusal,
+    RefusedSamples,
     Resend,
     ResendCount,
     acknowledge,
@@ -28,7 +34,9 @@ from worker.ledger import (
     jobs,
     plan_resend,
     record_scopes,
+    refusals,
     refuse,
+    refused_samples,
     register_destinations,
     resent,
 )
@@ -81,7 +89,7 @@ async def test_a_plan_counts_what_a_resend_would_send_and_changes_nothing(ledger
     await ledger.write(capture, buckets([1], range(4)), NOW)
     first, second, third, _ = await pending_ids(ledger)
     await ledger.write(acknowledge, "prom", [first], NOW)
-    await ledger.write(refuse, "prom", [second], status=400, reason="no", now=NOW)
+    await ledger.write(refuse_whole, "prom", [second])
     await ledger.write(expire, ended_before=T0 + 3.5 * HOUR, now=NOW)
     await ledger.write(register_destinations, {"prom": False, "mimir": False}, replay_since=NOW, now=NOW)
     before = await ledger.read(delivery_counts)
@@ -123,7 +131,7 @@ async def test_what_became_of_a_resend_is_told(ledger: Ledger) -> None:
     first, second = await pending_ids(ledger)
 
     await ledger.write(acknowledge, "prom", [first], NOW)
-    await ledger.write(refuse, "prom", [second], status=400, reason="no", now=NOW)
+    await ledger.write(refuse_whole, "prom", [second])
 
     assert await ledger.read(resent, number) == (
         ResendCount("prom", "acknowledged", 1, 3),
@@ -145,12 +153,49 @@ async def test_a_second_resend_takes_over_what_the_first_had_queued(ledger: Ledg
 async def test_what_was_refused_or_given_up_is_sent_again(ledger: Ledger) -> None:
     await ledger.write(capture, buckets([1], range(2)), NOW)
     first, _ = await pending_ids(ledger)
-    await ledger.write(refuse, "prom", [first], status=400, reason="no", now=NOW)
+    await ledger.write(refuse_whole, "prom", [first])
     await ledger.write(expire, ended_before=NOW, now=NOW)
 
     await resend(ledger, EVERYTHING)
 
     assert await queue(ledger) == [(1, 0), (1, 1)]
+
+
+async def test_what_was_refused_in_part_is_sent_again_as_a_whole_and_its_refusals_are_forgotten(
+    ledger: Ledger,
+) -> None:
+    await ledger.write(register_destinations, {"prom": False, "mimir": False}, replay_since=0, now=NOW)
+    await ledger.write(capture, buckets([1], range(2)), NOW)
+    for name in ("prom", "mimir"):
+        told = [Refusal(number, b"\1\0\0\0", 400, "no") for number in await pending_ids(ledger, name)]
+        await ledger.write(refuse, name, told, partly={told[0].bucket_id}, now=NOW)
+
+    await ask(ledger, Resend(since=T0, until=T0 + HOUR, destinations=("prom",)))
+    assert await ledger.read(refused_samples) == (RefusedSamples("mimir", 2, 2), RefusedSamples("prom", 2, 2))
+    done = await ledger.write(carry_out_next, NOW)
+
+    assert done is not None
+    assert done.queued == (ResendCount("prom", "partial", 1, 3),)
+    assert await queue(ledger) == [(1, 0)]
+    assert await ledger.read(refused_samples) == (RefusedSamples("mimir", 2, 2), RefusedSamples("prom", 1, 1))
+    (kept,) = await ledger.read(refusals, "prom", newest=5)
+    assert kept.timestamp_ms == (T0 + HOUR) * 1000
+
+
+async def test_what_is_sent_again_may_be_refused_again_or_taken(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1], range(2)), NOW)
+    first, second = await pending_ids(ledger)
+    await ledger.write(refuse_whole, "prom", [first, second])
+    await resend(ledger, EVERYTHING)
+
+    await ledger.write(acknowledge, "prom", [first], NOW)
+    await ledger.write(refuse_whole, "prom", [second], reason="still not")
+
+    counts = await ledger.read(delivery_counts)
+    assert [(count.state, count.buckets) for count in counts] == [("acknowledged", 1), ("refused", 1)]
+    assert [(each.bucket_id, each.reason) for each in await ledger.read(refusals, "prom", newest=5)] == [
+        (second, "still not")
+    ]
 
 
 async def test_the_replay_bound_does_not_give_up_what_a_repair_has_just_asked_for(ledger: Ledger) -> None:
@@ -208,14 +253,15 @@ async def test_a_destination_that_never_had_the_buckets_gets_them_by_a_resend(le
 
 async def test_a_resend_keeps_the_order_of_each_queue(ledger: Ledger) -> None:
     await ledger.write(register_destinations, {"prom": False, "mimir": True}, replay_since=0, now=NOW)
-    await ledger.write(capture, buckets([1, 2], range(3)), NOW)
+    await ledger.write(capture, minutes([1, 2], range(3)), NOW)
     await acknowledge_all(ledger, "prom")
     await acknowledge_all(ledger, "mimir")
 
     await resend(ledger, EVERYTHING)
 
-    assert await queue(ledger, "prom") == [(zone, hour) for zone in (1, 2) for hour in range(3)]
-    assert await queue(ledger, "mimir") == [(zone, hour) for hour in range(3) for zone in (1, 2)]
+    (prom,), (mimir,) = await whole_queue(ledger, "prom"), await whole_queue(ledger, "mimir")
+    assert zones_and_minutes(prom) == [(zone, minute) for zone in (1, 2) for minute in range(3)]
+    assert zones_and_minutes(mimir) == [(zone, minute) for minute in range(3) for zone in (1, 2)]
 
 
 async def test_a_destination_that_is_gone_gets_nothing_by_a_resend(ledger: Ledger) -> None:

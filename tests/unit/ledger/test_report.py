@@ -4,11 +4,14 @@ from tests.unit.ledger.fleet import (
     NOW,
     T0,
     acknowledge_all,
+    blocks,
     bucket,
     buckets,
     pending_ids,
+    refuse_whole,
     scope,
     tag,
+    whole_queue,
     window,
 )
 from worker.ledger import (
@@ -17,6 +20,8 @@ from worker.ledger import (
     Hole,
     HoleReason,
     Ledger,
+    Refusal,
+    RefusedSamples,
     ScopeReport,
     acknowledge,
     backlogs,
@@ -29,11 +34,14 @@ from worker.ledger import (
     outstanding_windows,
     record_holes,
     record_scopes,
+    refusals,
     refuse,
+    refused_samples,
     register_destinations,
     scope_reports,
     undelivered,
 )
+from worker.ledger.session import Session
 
 
 async def report(ledger: Ledger, zone: int = 1, *, hours: float = 24, since: float = T0) -> ScopeReport:
@@ -42,10 +50,18 @@ async def report(ledger: Ledger, zone: int = 1, *, hours: float = 24, since: flo
     return found
 
 
+def damage(session: Session, statement: str) -> None:
+    """Do it, and forget what was read before, as a restart does."""
+    session._connection.execute(statement)
+    session.series.forget()
+
+
 async def test_a_new_ledger_has_nothing_to_report(ledger: Ledger) -> None:
     assert await ledger.read(backlogs) == (Backlog("prom", 0, 0, None),)
     assert await ledger.read(delivery_counts) == ()
     assert await ledger.read(undelivered) == ()
+    assert await ledger.read(refused_samples) == ()
+    assert await ledger.read(refusals, "prom", newest=5) == ()
     assert await ledger.read(newest_captured) == {}
     assert await ledger.read(hole_counts, since=0) == {}
     assert await ledger.read(drifted_buckets) == {}
@@ -82,7 +98,7 @@ async def test_deliveries_are_counted_by_destination_and_state(ledger: Ledger) -
     await ledger.write(capture, buckets([1], range(6)), NOW)
     ids = await pending_ids(ledger)
     await ledger.write(acknowledge, "prom", ids[3:], NOW)
-    await ledger.write(refuse, "prom", ids[2:3], status=400, reason="no", now=NOW)
+    await ledger.write(refuse_whole, "prom", ids[2:3])
     await ledger.write(expire, ended_before=T0 + 1.5 * HOUR, now=NOW)
 
     assert await ledger.read(delivery_counts) == (
@@ -99,11 +115,55 @@ async def test_of_several_refusals_the_newest_is_told(ledger: Ledger) -> None:
     await ledger.write(capture, buckets([1], range(3)), NOW)
     ids = await pending_ids(ledger)
     for bucket_id, second, reason in zip(ids, (1, 3, 2), ("first", "newest", "second"), strict=True):
-        await ledger.write(refuse, "prom", [bucket_id], status=400 + second, reason=reason, now=NOW + second)
+        await ledger.write(refuse_whole, "prom", [bucket_id], status=400 + second, reason=reason, now=NOW + second)
 
     (found,) = await ledger.read(undelivered)
 
     assert (found.buckets, found.newest_at, found.status, found.reason) == (3, int(NOW) + 3, 403, "newest")
+
+
+async def test_each_refusal_names_its_series_its_timestamp_and_what_was_said_the_newest_first(ledger: Ledger) -> None:
+    await ledger.write(capture, [*buckets([1], range(3)), bucket(2, 0)], NOW)
+    waiting = [stored for page in await whole_queue(ledger, "prom") for stored in page.batch.buckets]
+    for second, stored in enumerate(waiting):
+        third_and_first = stored.series_ids[8:] + stored.series_ids[:4]
+        told = Refusal(stored.bucket_id, third_and_first, 400 + second, f"reason {second}")
+        await ledger.write(refuse, "prom", [told], partly={stored.bucket_id}, now=NOW + second)
+
+    found = await ledger.read(refusals, "prom", newest=3)
+
+    assert [each.refused_at - int(NOW) for each in found] == [3, 2, 1]
+    assert [(each.status, each.reason) for each in found] == [(403, "reason 3"), (402, "reason 2"), (401, "reason 1")]
+    assert [each.timestamp_ms for each in found] == [stored.timestamp_ms for stored in waiting[:0:-1]]
+    zones = [(2 if b"0002" in each.series[0] else 1) for each in found]
+    assert sorted(zones) == [1, 1, 2]
+    assert [each.series for each in found] == [(blocks(zone, 3)[2], blocks(zone, 1)[0]) for zone in zones]
+    assert await ledger.read(refusals, "nobody", newest=3) == ()
+
+
+async def test_a_refusal_is_told_also_where_a_series_or_the_refusal_itself_is_damaged(ledger: Ledger) -> None:
+    await ledger.write(capture, [bucket(1, 0)], NOW)
+    await ledger.write(refuse_whole, "prom", await pending_ids(ledger))
+    for statement in (
+        "UPDATE series SET checksum = checksum + 1 WHERE id = 2",
+        "UPDATE refusal SET series_ids = substr(series_ids, 1, 11)",
+    ):
+        await ledger.write(damage, statement)
+
+        (found,) = await ledger.read(refusals, "prom", newest=3)
+
+        assert found.series[:2] == (blocks(1, 1)[0], b"")
+
+
+async def test_refused_samples_are_counted_by_destination(ledger: Ledger) -> None:
+    await ledger.write(register_destinations, {"prom": False, "mimir": False, "third": False}, replay_since=0, now=NOW)
+    await ledger.write(capture, buckets([1], range(3)), NOW)
+    first, second, _ = await pending_ids(ledger)
+    await ledger.write(refuse_whole, "prom", [first, second])
+    told = [Refusal(first, b"\1\0\0\0", 400, "no"), Refusal(first, b"\2\0\0\0", 413, "too long")]
+    await ledger.write(refuse, "mimir", told, partly={first}, now=NOW)
+
+    assert await ledger.read(refused_samples) == (RefusedSamples("mimir", 1, 2), RefusedSamples("prom", 2, 6))
 
 
 async def test_expected_captured_acknowledged_and_missing_windows_are_counted(ledger: Ledger) -> None:
@@ -147,7 +207,15 @@ async def test_a_window_that_a_new_destination_was_never_to_get_is_not_acknowled
 
 async def test_what_was_decided_against_is_not_acknowledged(ledger: Ledger) -> None:
     await ledger.write(capture, [bucket(1, 0)], NOW)
-    await ledger.write(refuse, "prom", await pending_ids(ledger), status=400, reason="no", now=NOW)
+    await ledger.write(refuse_whole, "prom", await pending_ids(ledger))
+
+    assert (await report(ledger)).acknowledged == 0
+
+
+async def test_what_was_refused_in_part_is_not_acknowledged(ledger: Ledger) -> None:
+    await ledger.write(capture, [bucket(1, 0)], NOW)
+    ids = await pending_ids(ledger)
+    await ledger.write(refuse, "prom", [Refusal(ids[0], b"\1\0\0\0", 400, "no")], partly=ids, now=NOW)
 
     assert (await report(ledger)).acknowledged == 0
 

@@ -14,6 +14,7 @@ from tests.unit.ledger.fleet import (
     content,
     pending_ids,
     queue,
+    refuse_whole,
     tag,
     window,
 )
@@ -21,6 +22,8 @@ from worker.ledger import (
     Hole,
     HoleReason,
     Ledger,
+    Refusal,
+    RefusedSamples,
     Resend,
     acknowledge,
     ask_for_resend,
@@ -34,7 +37,9 @@ from worker.ledger import (
     prove_writable,
     prune,
     record_holes,
+    refusals,
     refuse,
+    refused_samples,
     register_destinations,
     retention,
     room,
@@ -90,11 +95,34 @@ async def test_what_a_repair_asked_for_is_kept_until_it_is_decided(ledger: Ledge
 
 async def test_what_was_decided_against_is_deleted_too(ledger: Ledger) -> None:
     await ledger.write(capture, buckets([1], range(2)), NOW)
-    await ledger.write(refuse, "prom", (await pending_ids(ledger))[:1], status=400, reason="no", now=NOW)
+    await ledger.write(refuse_whole, "prom", (await pending_ids(ledger))[:1])
     await ledger.write(expire, ended_before=NOW, now=NOW)
 
     assert await ledger.write(prune, ended_before=NOW) == 2
     assert await ledger.read(delivery_counts) == ()
+
+
+async def test_refusals_are_deleted_with_their_buckets_and_no_others(ledger: Ledger) -> None:
+    await ledger.write(register_destinations, {"prom": False, "mimir": False}, replay_since=0, now=NOW)
+    await ledger.write(capture, buckets([1], range(3)), NOW)
+    for name in ("prom", "mimir"):
+        told = [Refusal(number, b"\1\0\0\0", 400, "no") for number in await pending_ids(ledger, name)]
+        await ledger.write(refuse, name, told, partly=(), now=NOW)
+
+    assert await ledger.write(prune, ended_before=T0 + HOUR + 1) == 1
+
+    assert await ledger.read(refused_samples) == (RefusedSamples("mimir", 2, 2), RefusedSamples("prom", 2, 2))
+    kept = await ledger.read(refusals, "prom", newest=5)
+    assert [each.timestamp_ms for each in kept] == [(T0 + 2 * HOUR) * 1000, (T0 + HOUR) * 1000]
+
+
+async def test_what_was_refused_in_part_is_deleted_too(ledger: Ledger) -> None:
+    await ledger.write(capture, [bucket(1, 0)], NOW)
+    ids = await pending_ids(ledger)
+    await ledger.write(refuse, "prom", [Refusal(ids[0], b"\1\0\0\0", 400, "no")], partly=ids, now=NOW)
+
+    assert await ledger.write(prune, ended_before=NOW) == 1
+    assert await ledger.read(refused_samples) == ()
 
 
 async def test_what_waits_for_a_destination_that_is_gone_is_deleted(ledger: Ledger) -> None:

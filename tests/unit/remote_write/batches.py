@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from hypothesis import strategies as st
 
 from worker.buckets import Batch, StoredBucket
-from worker.remote_write.encode import TIMESTAMPS_MS
-from worker.series import label_block
+from worker.remote_write.samples import ORDINARY_NAN, STALE_MARKER, TIMESTAMPS_MS
+from worker.series import MetricMetadata, label_block
 
 START_MS = 1_760_000_000_000
 
@@ -28,12 +28,13 @@ def batch(*buckets: StoredBucket) -> Batch:
 
 
 def samples_of(batch: Batch) -> dict[bytes, list[tuple[int, bytes]]]:
-    """The samples by label block, the oldest first: timestamp and the eight bytes of the value."""
+    """The samples by label block as they are to be sent, the oldest first: timestamp and the eight bytes of each."""
     samples: defaultdict[bytes, list[tuple[int, bytes]]] = defaultdict(list)
     for stored in batch.buckets:
         for index, series_id in enumerate(array("I", stored.series_ids)):
             value = stored.values[8 * index : 8 * index + 8]
-            samples[batch.series[series_id]].append((stored.timestamp_ms, value))
+            sent = ORDINARY_NAN if value == STALE_MARKER else value
+            samples[batch.series[series_id]].append((stored.timestamp_ms, sent))
     return {block: sorted(of_series) for block, of_series in samples.items()}
 
 
@@ -46,15 +47,27 @@ def occurrences(batch: Batch) -> list[tuple[int, int, int, bytes]]:
     ]
 
 
-# A signalling NaN with a payload, and the one that Prometheus reserves for stale series.
-_NANS = [bytes.fromhex("010000000000f47f"), bytes.fromhex("020000000000f07f")]
-_FLOATS = [0.0, -0.0, 1.0, 1e308, 5e-324, float("inf"), float("-inf"), float("nan")]
+# Signalling NaNs with a payload, one next to the one that Prometheus reserves for stale series, and that one itself.
+_NANS = [bytes.fromhex("010000000000f47f"), bytes.fromhex("030000000000f07f"), STALE_MARKER, ORDINARY_NAN]
+_FLOATS = [0.0, -0.0, 1.0, 1e308, 5e-324, -2.2e-308, float("inf"), float("-inf"), float("nan")]
 _VALUES = st.sampled_from([struct.pack("<d", value) for value in _FLOATS] + _NANS) | st.binary(min_size=8, max_size=8)
 _LABELS = st.dictionaries(
-    st.text("abz_Z9", max_size=4).map(lambda text: f"l{text}"),
-    st.text(max_size=8) | st.text("é", max_size=80),
+    # Capitals come before `__name__`.
+    st.text("abz_Z9", max_size=4).map(lambda text: f"l{text}") | st.sampled_from("AZ"),
+    st.text(max_size=8) | st.text("é", max_size=80) | st.sampled_from(["bytes", "__name__"]),
     max_size=3,
 )
+
+METADATA = st.dictionaries(
+    st.sampled_from([f"metric_{number}:of" for number in range(4)]),
+    st.builds(
+        MetricMetadata,
+        help=st.text(max_size=8) | st.text("é", min_size=60, max_size=80),
+        unit=st.sampled_from(["", "bytes", "metric_0:of"]),
+    ),
+    max_size=4,
+)
+"""Help and unit, also of metrics that no batch has."""
 
 
 @st.composite

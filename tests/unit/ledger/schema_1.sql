@@ -1,0 +1,151 @@
+-- The ledger, schema version 1.
+--
+-- Versions (PRAGMA user_version; worker/ledger/migrations.py):
+--   1  the first
+--
+-- A fact and the change of state that it justifies are always written in one transaction. Nothing here is updated
+-- after it was inserted except what a sentence below says.
+
+-- Names of the catalogue. Never changed.
+CREATE TABLE dataset (
+    id   INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE
+) STRICT;
+
+-- Zones and accounts that were ever seen. A scope that disappears keeps its row and its history; gone_at says since when.
+CREATE TABLE scope (
+    id           INTEGER PRIMARY KEY,
+    tag          TEXT NOT NULL UNIQUE,  -- Cloudflare's id
+    name         TEXT NOT NULL,         -- follows renames
+    account_tag  TEXT NOT NULL,
+    account_name TEXT NOT NULL,
+    plan         TEXT NOT NULL,
+    first_seen_at INTEGER NOT NULL,
+    gone_at      INTEGER                -- unix seconds of the first listing without it
+) STRICT;
+
+-- From which window on a scope is expected to have a bucket: what is expected and not captured is a hole.
+CREATE TABLE expectation (
+    dataset_id    INTEGER NOT NULL REFERENCES dataset (id),
+    scope_id      INTEGER NOT NULL REFERENCES scope (id),
+    width_seconds INTEGER NOT NULL,
+    from_start    INTEGER NOT NULL,
+    until         INTEGER,  -- windows that end later are expected in another width; NULL for the width in force
+    PRIMARY KEY (dataset_id, scope_id, width_seconds)
+) STRICT, WITHOUT ROWID;
+
+-- Every series that ever had a sample, by its label block (worker/series.py). Never changed.
+CREATE TABLE series (
+    id       INTEGER PRIMARY KEY CHECK (id BETWEEN 1 AND 4294967295),  -- packed as a uint32
+    labels   BLOB NOT NULL UNIQUE,
+    checksum INTEGER NOT NULL  -- CRC-32 over both (worker/ledger/packing.py)
+) STRICT;
+
+-- One captured bucket. Never changed; deleted only by retention, after every destination has decided on it.
+CREATE TABLE bucket (
+    id            INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice: an answer may come after its bucket is gone
+    dataset_id    INTEGER NOT NULL REFERENCES dataset (id),
+    scope_id      INTEGER NOT NULL REFERENCES scope (id),
+    width_seconds INTEGER NOT NULL,
+    start         INTEGER NOT NULL,  -- unix seconds
+    timestamp_ms  INTEGER NOT NULL,  -- what its samples carry; fixed here so that sending again sends the same
+    captured_at   INTEGER NOT NULL,
+    series_ids    BLOB NOT NULL,     -- uint32, little-endian, one per sample
+    sample_values BLOB NOT NULL,     -- float64, little-endian, one per sample, in the same order
+    checksum      INTEGER NOT NULL,  -- CRC-32 over all of the above but captured_at (worker/ledger/packing.py)
+    UNIQUE (dataset_id, scope_id, width_seconds, start)
+) STRICT;
+CREATE INDEX bucket_by_start ON bucket (start);
+
+-- The remote-write endpoints, by the name in the configuration.
+CREATE TABLE destination (
+    id              INTEGER PRIMARY KEY,
+    name            TEXT NOT NULL UNIQUE,
+    segment_windows INTEGER NOT NULL,  -- windows in a segment of its queue (see delivery_queue); 1 if it is strict
+    gone_at         INTEGER,  -- set when the configuration does not name it any more; its rows are then nobody's duty
+    last_success_at INTEGER,  -- when it last acknowledged something
+    last_failure_at INTEGER,
+    last_failure    TEXT      -- what it, or the way to it, said then; bounded text
+) STRICT;
+
+-- What became of one bucket at one destination. The state is a word and not a number, so that no single
+-- flipped bit turns one state into another.
+--   pending       to be sent
+--   acknowledged  the receiver answered 2xx
+--   refused       the receiver answered that it will never take it; status and reason say what it said
+--   expired       older than the replay bound before it could be delivered
+--   damaged       its content did not match its checksum when it was read to be sent
+CREATE TABLE delivery (
+    bucket_id      INTEGER NOT NULL REFERENCES bucket (id) ON DELETE CASCADE,
+    destination_id INTEGER NOT NULL REFERENCES destination (id),
+    state          TEXT NOT NULL CHECK (state IN ('pending', 'acknowledged', 'refused', 'expired', 'damaged')),
+    segment        INTEGER NOT NULL,  -- place in the queue, see delivery_queue
+    scope_id       INTEGER NOT NULL,  -- copied from the bucket, for the queue
+    start          INTEGER NOT NULL,  -- copied from the bucket, for the queue
+    window_end     INTEGER NOT NULL,  -- start + width of the bucket, for its age
+    sample_count   INTEGER NOT NULL,  -- copied from the bucket, for the backlog
+    job_id         INTEGER REFERENCES job (id),  -- the repair that asked for it again: exempt from the replay bound
+    decided_at     INTEGER,
+    status         INTEGER,           -- HTTP status of a refusal
+    reason         TEXT,              -- bounded text
+    PRIMARY KEY (bucket_id, destination_id)
+) STRICT, WITHOUT ROWID;
+
+-- The queue of a destination is one range scan of this index. A segment is a run of windows; within it all windows
+-- of a scope follow each other, oldest first, so that a batch holds many samples of few series, which is
+-- what a receiver takes fastest. A strict destination takes no sample that is older than the newest of its series: there a
+-- segment is one window, and the oldest window of any scope goes first.
+CREATE INDEX delivery_queue ON delivery (destination_id, segment, scope_id, start, bucket_id, window_end, sample_count)
+    WHERE state = 'pending';
+
+-- What became of what a repair asked for.
+CREATE INDEX delivery_by_job ON delivery (job_id) WHERE job_id IS NOT NULL;
+
+-- For the number of rows by state, without reading the table.
+CREATE INDEX delivery_acknowledged ON delivery (destination_id) WHERE state = 'acknowledged';
+
+-- What the receiver or the bound decided against, for the status and for repair.
+CREATE INDEX delivery_undelivered ON delivery (destination_id, state, start)
+    WHERE state IN ('refused', 'expired', 'damaged');
+
+-- Why a window has no bucket although it was asked for. Replaced at each attempt, deleted by the capture.
+CREATE TABLE hole (
+    dataset_id    INTEGER NOT NULL REFERENCES dataset (id),
+    scope_id      INTEGER NOT NULL REFERENCES scope (id),
+    width_seconds INTEGER NOT NULL,
+    start         INTEGER NOT NULL,
+    reason        TEXT NOT NULL,  -- worker.ledger.HoleReason
+    detail        TEXT NOT NULL,  -- bounded text
+    attempts      INTEGER NOT NULL,
+    attempted_at  INTEGER NOT NULL,
+    PRIMARY KEY (dataset_id, scope_id, width_seconds, start)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX hole_by_start ON hole (start);
+
+-- When the requests of the last minutes to Cloudflare ended: what one process sent counts for the next one too.
+CREATE TABLE request_log (
+    api      TEXT PRIMARY KEY,
+    ended_at TEXT NOT NULL  -- JSON, unix seconds of each; replaced after every query
+) STRICT, WITHOUT ROWID;
+
+-- Captured buckets that Cloudflare later answered differently for. The bucket stays as it is; the newest finding is kept.
+CREATE TABLE drift (
+    bucket_id         INTEGER PRIMARY KEY REFERENCES bucket (id) ON DELETE CASCADE,
+    seen_at           INTEGER NOT NULL,
+    samples_differing INTEGER NOT NULL
+) STRICT;
+
+-- The journal: every repair that was asked for. State and result change as it is carried out.
+CREATE TABLE job (
+    id          INTEGER PRIMARY KEY,
+    kind        TEXT NOT NULL CHECK (kind IN ('resend')),
+    arguments   TEXT NOT NULL,  -- JSON
+    reason      TEXT NOT NULL,
+    asked_by    TEXT NOT NULL,  -- user@host
+    asked_at    INTEGER NOT NULL,
+    state       TEXT NOT NULL CHECK (state IN ('asked', 'done', 'failed')),
+    finished_at INTEGER,
+    result      TEXT            -- JSON
+) STRICT;
+CREATE INDEX job_asked ON job (id) WHERE state = 'asked';

@@ -1,0 +1,326 @@
+import asyncio
+import math
+from array import array
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.clocks import ManualClock
+from tests.unit.remote_write.batches import batch, bucket
+from worker.buckets import Batch
+from worker.deliver import Interrupted, Request
+from worker.isolate import Ages, Declined, Isolation, Taken
+from worker.remote_write import Accepted, Fate, Later, Refused
+
+NOW = 1_760_000_000.0
+NOW_MS = int(NOW) * 1000
+MINUTE_MS = 60_000
+
+Sample = tuple[int, int]
+"""Timestamp in milliseconds and series id."""
+
+ACCEPTED = Accepted(204)
+
+
+def samples_of(part: Batch) -> list[Sample]:
+    return [(stored.timestamp_ms, number) for stored in part.buckets for number in array("I", stored.series_ids)]
+
+
+def windows(count: int, series: int, *, newest_ms: int = NOW_MS) -> Batch:
+    """So many windows of a minute with the same series each, the newest one last."""
+    stamps = [newest_ms - MINUTE_MS * age for age in reversed(range(count))]
+    return batch(*(bucket(n, at, range(1, series + 1), [1.0] * series) for n, at in enumerate(stamps)))
+
+
+@dataclass
+class Receiver:
+    """Refuses what it must with one status, all of it or only the bad part; may be down for a while.
+
+    is_bad:       which samples it will never take.
+    status:       what it answers to them; 500 is a failure like any other.
+    keeps_good:   whether it stores the good part of what it refuses.
+    most_samples: in one request; more is answered with 413.
+    down:         how many of the next requests fail, whatever is in them.
+    """
+
+    is_bad: Callable[[Sample], bool]
+    status: int = 400
+    keeps_good: bool = False
+    most_samples: int = 10**9
+    down: int = 0
+    stored: Counter[Sample] = field(default_factory=Counter)
+    requests: int = 0
+    accepted: int = 0
+    elsewhere: int = 0
+    interrupt_at: int | None = None
+
+    async def send(self, request: Request, failures_allowed: int) -> Accepted | Refused | Later | Interrupted:
+        assert failures_allowed == 1
+        if self.requests == self.interrupt_at:
+            return Interrupted.STOPPING
+        self.requests += 1
+        await asyncio.sleep(0)
+        if self.down:
+            self.down -= 1
+            return Later("HTTP 503: down", Fate.RETRY, 503)
+        sent = samples_of(request.batch)
+        if len(sent) > self.most_samples:
+            return Refused(413, "too large")
+        bad = [sample for sample in sent if self.is_bad(sample)]
+        if not bad or self.keeps_good:
+            self.stored.update(set(sent) - set(bad))
+        if not bad:
+            self.accepted += 1
+            return ACCEPTED
+        text = f"sample {bad[0]} is bad"
+        return Refused(self.status, text) if self.status < 500 else Later(text, Fate.RETRY, self.status)
+
+
+@dataclass
+class Search:
+    """A search in a batch, carried to its end, and what came of every sample."""
+
+    receiver: Receiver
+    ages: Ages | None = None
+    clock: ManualClock = field(default_factory=lambda: ManualClock(NOW))
+    paused: list[int] = field(default_factory=list)
+    most_pauses: int = 10_000
+    taken: Counter[Sample] = field(default_factory=Counter)
+    declined: dict[Sample, tuple[int | None, str]] = field(default_factory=dict)
+    isolation: Isolation | None = None
+
+    async def run(self, searched: Batch, verdict: Refused | Later) -> "Search":
+        self.isolation = Isolation(
+            send=self.receiver.send,
+            request=sized_request,
+            accepted_requests=lambda: self.receiver.accepted + self.receiver.elsewhere,
+            pause=self.pause,
+            ages=self.ages,
+            clock=self.clock,
+        )
+        async for decision in self.isolation.decisions(searched, verdict):
+            match decision:
+                case Taken(batch=part):
+                    self.taken.update(samples_of(part))
+                case Declined(batch=part, status=status, text=text):
+                    for sample in samples_of(part):
+                        assert sample not in self.declined
+                        self.declined[sample] = (status, text)
+        return self
+
+    async def pause(self, failures: int) -> bool:
+        self.paused.append(failures)
+        return len(self.paused) > self.most_pauses
+
+
+def sized_request(part: Batch) -> Any:
+    request = Request(part, {})
+    request.size_bytes = 100 * part.sample_count
+    return request
+
+
+async def isolated(
+    searched: Batch, bad: Collection[Sample] | Callable[[Sample], bool], *, ages: Ages | None = None, **receiver: Any
+) -> Search:
+    """Search in a batch that the receiver has just refused as a whole, or has failed to take often enough."""
+    model = Receiver(bad if callable(bad) else frozenset(bad).__contains__, **receiver)
+    whole = Refused(model.status, "whole") if model.status < 500 else Later("whole", Fate.RETRY, model.status)
+    return await Search(model, ages).run(searched, whole)
+
+
+def bound(samples: int, bad: int) -> int:
+    """What finding so many bad ones may cost, with the request that was refused first."""
+    return 2 * bad * math.ceil(math.log2(samples / bad)) + 1
+
+
+def assert_all_is_decided(search: Search, searched: Batch, bad: Iterable[Sample]) -> None:
+    everything, wrong = set(samples_of(searched)), set(bad)
+    assert set(search.declined) == wrong
+    assert set(search.taken) == everything - wrong
+    assert max(search.taken.values(), default=1) == 1
+    assert set(search.receiver.stored) == everything - wrong
+    assert search.isolation is not None
+    assert search.isolation.interrupted is None
+
+
+@pytest.mark.parametrize("keeps_good", [False, True], ids=["keeps nothing", "keeps the good part"])
+@pytest.mark.parametrize("bad_count", [1, 3, 200])
+async def test_one_bad_sample_costs_one_sample_and_few_requests(*, bad_count: int, keeps_good: bool) -> None:
+    searched = windows(32, 313)
+    everything = samples_of(searched)
+    bad = everything[7 :: len(everything) // bad_count][:bad_count]
+    search = await isolated(searched, bad, keeps_good=keeps_good)
+    assert_all_is_decided(search, searched, bad)
+    assert search.receiver.requests + 1 <= bound(len(everything), bad_count)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 24)),
+    chosen=st.sets(st.integers(0, 287), min_size=1),
+    keeps_good=st.booleans(),
+    status=st.sampled_from([400, 409, 413, 422]),
+    newest_ms=st.sampled_from([NOW_MS, NOW_MS - 7_200_000]),
+)
+async def test_whatever_is_refused_the_rest_arrives(
+    *, shape: tuple[int, int], chosen: set[int], keeps_good: bool, status: int, newest_ms: int
+) -> None:
+    searched = windows(*shape, newest_ms=newest_ms)
+    everything = samples_of(searched)
+    bad = {everything[index % len(everything)] for index in chosen}
+    search = await isolated(searched, bad, keeps_good=keeps_good, status=status)
+    assert_all_is_decided(search, searched, bad)
+    assert all(answer[0] == status for answer in search.declined.values())
+
+
+@settings(max_examples=100, deadline=None)
+@given(shape=st.tuples(st.integers(1, 8), st.integers(2, 16)), chosen=st.sets(st.integers(0, 127)))
+async def test_poison_that_answers_500_is_found_in_the_same_way(shape: tuple[int, int], chosen: set[int]) -> None:
+    searched = windows(*shape)
+    everything = samples_of(searched)
+    bad = {everything[index % len(everything)] for index in chosen} - {everything[-1]}
+    search = await isolated(searched, bad, status=500)
+    assert_all_is_decided_but_repeated(search, searched, bad)
+
+
+def assert_all_is_decided_but_repeated(search: Search, searched: Batch, bad: Collection[Sample]) -> None:
+    everything = set(samples_of(searched))
+    assert set(search.declined) == set(bad)
+    assert set(search.taken) == everything - set(bad)
+
+
+async def test_an_outage_blames_nothing() -> None:
+    searched = windows(8, 50)
+    receiver = Receiver(lambda _sample: False, status=500, down=100)
+    search = await Search(receiver).run(searched, Later("HTTP 503: down", Fate.RETRY, 503))
+    assert_all_is_decided(search, searched, [])
+    assert search.paused[:12] == list(range(1, 13))
+    assert receiver.requests < 100 + 25, "after the outage the batch went out in few parts"
+
+
+async def test_an_outage_of_old_windows_blames_nothing_and_cuts_them_no_finer() -> None:
+    searched = windows(8, 500, newest_ms=NOW_MS - 7_200_000)
+    receiver = Receiver(lambda _sample: False, status=500, down=300)
+    search = await Search(receiver).run(searched, Later("HTTP 503: down", Fate.RETRY, 503))
+    assert_all_is_decided(search, searched, [])
+    assert receiver.requests < 300 + 40
+
+
+async def test_where_nothing_is_taken_at_all_nothing_is_blamed_for_a_failure() -> None:
+    search = Search(Receiver(lambda _sample: True, status=500), most_pauses=500)
+    await search.run(windows(2, 8), Later("whole", Fate.RETRY, 500))
+    assert not search.declined
+    assert search.isolation is not None
+    assert search.isolation.interrupted is Interrupted.STOPPING
+
+
+async def test_rows_of_another_lane_prove_that_the_receiver_works() -> None:
+    receiver = Receiver(lambda _sample: True, status=500)
+    search = Search(receiver)
+
+    async def pause(_failures: int) -> bool:
+        receiver.elsewhere += 1
+        return False
+
+    search.pause = pause  # type: ignore[method-assign,assignment]  # the other lane has been served meanwhile
+    searched = windows(1, 3)
+    await search.run(searched, Later("whole", Fate.RETRY, 500))
+    assert set(search.declined) == set(samples_of(searched))
+    assert {answer[0] for answer in search.declined.values()} == {500}
+
+
+async def test_a_sample_that_failed_and_is_taken_later_is_not_blamed() -> None:
+    searched = windows(1, 4)
+    flaky = samples_of(searched)[2]
+    failures = Counter[Sample]()
+
+    def is_bad(sample: Sample) -> bool:
+        failures[sample] += sample == flaky
+        return sample == flaky and failures[sample] <= 3
+
+    search = await isolated(searched, is_bad, status=500)
+    assert_all_is_decided_but_repeated(search, searched, [])
+
+
+async def test_a_window_that_is_too_old_for_a_strict_receiver_is_not_tried_sample_by_sample() -> None:
+    old = NOW_MS - 7_200_000
+    searched = windows(4, 2_000, newest_ms=old)
+    ages = Ages()
+    search = await isolated(searched, lambda sample: sample[0] < old, ages=ages)
+    assert_all_is_decided(search, searched, [s for s in samples_of(searched) if s[0] < old])
+    assert search.receiver.requests < 60
+    assert ages.refused_up_to_ms == old - MINUTE_MS
+
+
+async def test_a_strict_receiver_that_takes_one_of_those_that_are_tried_is_asked_about_all() -> None:
+    old = NOW_MS - 7_200_000
+    searched = windows(1, 2_000, newest_ms=old)
+    bad = [sample for sample in samples_of(searched) if sample[1] % 125 != 1]
+    search = await isolated(searched, bad, ages=Ages())
+    assert_all_is_decided(search, searched, bad)
+
+
+async def test_what_is_older_than_what_was_found_too_old_costs_one_request() -> None:
+    ages = Ages()
+    old = NOW_MS - 7_200_000
+    ages.refused(windows(1, 1, newest_ms=old))
+    search = await Search(Receiver(lambda _sample: True), ages).run(windows(3, 500, newest_ms=old), Refused(400, "old"))
+    assert search.receiver.requests == 0
+    assert len(search.declined) == 1_500
+
+
+async def test_an_old_sample_that_is_taken_ends_what_was_known_of_ages() -> None:
+    ages = Ages()
+    old = NOW_MS - 7_200_000
+    ages.refused(windows(1, 1, newest_ms=old))
+    ages.taken(windows(1, 1, newest_ms=old + MINUTE_MS))
+    assert ages.refused_up_to_ms == old
+    ages.taken(windows(1, 1, newest_ms=old))
+    assert ages.refused_up_to_ms < 0
+
+
+@pytest.mark.parametrize("age_ms", [0, 7_200_000])
+async def test_where_out_of_order_is_taken_every_sample_of_a_refused_window_is_tried(age_ms: int) -> None:
+    searched = windows(1, 100, newest_ms=NOW_MS - age_ms)
+    everything = samples_of(searched)
+    search = await isolated(searched, everything[:-1])
+    assert_all_is_decided(search, searched, everything[:-1])
+
+
+async def test_a_recent_window_of_a_strict_receiver_is_tried_sample_by_sample() -> None:
+    searched = windows(1, 100)
+    everything = samples_of(searched)
+    search = await isolated(searched, everything[:-1], ages=Ages())
+    assert_all_is_decided(search, searched, everything[:-1])
+
+
+async def test_windows_that_all_answer_500_are_told_from_an_outage() -> None:
+    old = NOW_MS - 7_200_000
+    searched = windows(4, 200, newest_ms=old)
+    bad = [sample for sample in samples_of(searched) if sample[0] < old]
+    search = await isolated(searched, bad, status=500)
+    assert_all_is_decided_but_repeated(search, searched, bad)
+
+
+async def test_the_largest_part_that_was_taken_is_known_after_a_refusal_for_size() -> None:
+    search = await isolated(windows(8, 100), [], most_samples=250, status=413)
+    assert search.isolation is not None
+    assert search.isolation.largest_taken_bytes == 100 * 200
+    assert search.isolation.declined_samples == 0
+
+
+@pytest.mark.parametrize("at", [0, 1, 5, 9])
+@pytest.mark.parametrize("status", [400, 500])
+async def test_an_interrupted_search_decides_on_nothing_more(at: int, status: int) -> None:
+    searched = windows(4, 50)
+    bad = samples_of(searched)[3::40]
+    search = await isolated(searched, bad, status=status, interrupt_at=at)
+    assert search.isolation is not None
+    assert search.isolation.interrupted is Interrupted.STOPPING
+    assert set(search.declined) <= set(bad)
+    assert set(search.taken) <= set(search.receiver.stored)

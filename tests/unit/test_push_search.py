@@ -1,0 +1,432 @@
+"""What becomes of a request that is refused, or that fails again and again: its parts are tried, nothing else waits."""
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Collection
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.unit.ledger.fleet import HOUR, NOW
+from tests.unit.pushing import (
+    ACCEPTED,
+    DOWN,
+    HOUR_NOW,
+    OUT_OF_BOUNDS,
+    TOO_LARGE,
+    ZONES,
+    Sample,
+    Scene,
+    Sent,
+    manual,
+    never_takes,
+    samples_of,
+    scene,
+    sees,
+    strict,
+)
+from worker.config import QueueSettings
+from worker.ledger import expire
+from worker.remote_write import Fate, Later, Refused, Verdict
+
+__all__ = ["manual", "scene", "strict"]  # fixtures
+
+POISON = Later("HTTP 500: something in it breaks the receiver", Fate.RETRY, 500)
+
+
+async def assert_all_but(bad: Collection[Sample], everything: Collection[Sample], scene: Scene) -> None:
+    """Everything else is delivered; these are recorded as refused."""
+    assert set(scene.receiver.accepted) == set(everything) - set(bad)
+    assert (await scene.refused()).keys() == set(bad)
+    of_window = Counter((zone, hour) for zone, hour, _ in everything)
+    bad_of_window = Counter((zone, hour) for zone, hour, _ in bad)
+    assert await scene.states() == {
+        window: "acknowledged"
+        if not bad_of_window[window]
+        else "refused"
+        if bad_of_window[window] == of_window[window]
+        else "partial"
+        for window in of_window
+    }
+
+
+# ------------------------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize("status", [400, 409, 413, 422])
+async def test_one_bad_sample_costs_one_sample_and_few_requests(status: int, scene: Scene) -> None:
+    await scene.captured([1], range(20), samples=50)
+    bad = {(1, 7, "C31")}
+    scene.receiver.answer = never_takes(bad, Refused(status, "no"))
+    with capture_logs() as lines:
+        await scene.pusher().drain(scene.stopping)
+    await assert_all_but(bad, samples_of([1], range(20), 50), scene)
+    assert await scene.refused() == {(1, 7, "C31"): (status, "no")}
+    assert set(scene.receiver.accepted.values()) == {1}
+    assert len(scene.receiver.sent) <= 2 * math.log2(1000) + 2
+    assert scene.value("cfrw_push_splits_total") == 1
+    assert scene.value("cfrw_push_split_requests_total") == len(scene.receiver.sent) - 1
+    assert scene.value("cfrw_push_samples_failed_total", status=str(status)) == 1
+    refusal = next(line for line in lines if line["log_level"] == "error")
+    assert (refusal["samples"], refusal["status"], refusal["answer"]) == (1, status, "no")
+
+
+async def test_bad_samples_of_several_lanes_are_all_found(scene: Scene) -> None:
+    await scene.captured(ZONES, range(12))
+    bad = {(zone, hour, f"C{hour % 3}") for zone in ZONES for hour in range(zone, 12, 4)}
+    scene.receiver.answer = never_takes(bad)
+    await scene.pusher(max_samples_per_send=30).drain(scene.stopping)
+    await assert_all_but(bad, samples_of(ZONES, range(12)), scene)
+
+
+async def test_a_failure_while_a_refused_request_is_searched_is_met_by_sending_the_same_bytes_again(
+    scene: Scene,
+) -> None:
+    await scene.captured([1], range(4))
+    bad = {(1, 2, "C1")}
+
+    def answer(sent: Sent) -> Verdict:
+        if len(scene.receiver.sent) > 1 and sent.attempt < 2:
+            return DOWN
+        return never_takes(bad)(sent)
+
+    scene.receiver.answer = answer
+    await scene.pusher().drain(scene.stopping)
+    await assert_all_but(bad, samples_of([1], range(4)), scene)
+    attempts: dict[bytes, list[int]] = {}
+    for sent in scene.receiver.sent[1:]:
+        attempts.setdefault(sent.body, []).append(sent.attempt)
+    assert set(map(tuple, attempts.values())) == {(0, 1, 2)}
+
+
+# ------------------------------------------------------------------------------------------ what fails for ever
+
+
+@pytest.mark.parametrize("failures", [1, 2, 5])
+async def test_a_request_that_fails_so_often_is_tried_in_parts_so_that_poison_costs_one_sample(
+    failures: int, scene: Scene
+) -> None:
+    await scene.captured([1], range(10))
+    bad = {(1, 7, "C1")}
+    scene.receiver.answer = never_takes(bad, POISON)
+    await scene.pusher(split_after_failures=failures).drain(scene.stopping)
+    await assert_all_but(bad, samples_of([1], range(10)), scene)
+    assert await scene.refused() == dict.fromkeys(bad, (500, POISON.reason))
+    whole = scene.receiver.sent[0].body
+    assert [sent.attempt for sent in scene.receiver.sent if sent.body == whole] == list(range(failures))
+
+
+async def test_an_outage_refuses_nothing_however_long_it_lasts(scene: Scene) -> None:
+    await scene.captured(ZONES, range(10))
+    scene.receiver.answer = lambda _sent: DOWN if scene.clock.now() < NOW + 48 * HOUR else ACCEPTED
+    await scene.pusher(max_samples_per_send=30).drain(scene.stopping)
+    await assert_all_but([], samples_of(ZONES, range(10)), scene)
+    assert len(scene.receiver.sent) < 4 * 48 * 60 + 500, "in each lane one request a minute, and little more afterwards"
+
+
+async def test_poison_does_not_hold_up_the_windows_that_come_in(scene: Scene) -> None:
+    poison = samples_of([1], [10])
+    live = range(HOUR_NOW, HOUR_NOW + 8)
+    await scene.captured([1], [10])
+    scene.receiver.answer = never_takes(poison, POISON)
+    running = asyncio.create_task(scene.pusher(max_shards=1).run(scene.stopping))
+    for hour in live:
+        await scene.captured([1], [hour])
+        await sees(lambda: samples_of([1], [hour]) <= set(scene.receiver.accepted), running)  # noqa: B023 - awaited here
+    hour = live.stop
+    while not scene.refused_with(500):
+        await scene.captured([1], [hour])
+        await sees(lambda: samples_of([1], [hour]) <= set(scene.receiver.accepted), running)  # noqa: B023 - awaited here
+        hour += 1
+    scene.stopping.set()
+    await running
+    await assert_all_but(poison, poison | samples_of([1], range(HOUR_NOW, hour)), scene)
+
+
+@pytest.mark.parametrize("poisonous", [[10], [10, 11, 12], [10, HOUR_NOW - 1], [10, HOUR_NOW - 2, HOUR_NOW - 1]])
+async def test_windows_that_are_poison_as_a_whole_are_given_up_once_other_windows_go_through(
+    poisonous: list[int], scene: Scene
+) -> None:
+    await scene.captured([1], poisonous)
+    bad = samples_of([1], poisonous)
+    good = 0
+
+    async def answer(sent: Sent) -> Verdict:
+        nonlocal good
+        assert len(scene.receiver.sent) < 500, "it goes on for ever"
+        if len(scene.receiver.sent) % 5 == 0:
+            await scene.captured([1], [HOUR_NOW + good])
+            good += 1
+        return never_takes(bad, POISON)(sent)
+
+    scene.receiver.answer = answer
+    pusher = scene.pusher(max_shards=1, max_samples_per_send=3, live_window_seconds=7200)
+    running = asyncio.create_task(pusher.run(scene.stopping))
+    await sees(lambda: scene.refused_with(500) == len(bad), running)
+    scene.stopping.set()
+    await running
+    assert (await scene.refused()).keys() == bad
+    assert not set(scene.receiver.accepted) & bad
+
+
+async def test_poison_of_which_nobody_can_tell_is_given_up_with_the_replay_bound_and_not_sent_for_ever(
+    strict: Scene,
+) -> None:
+    # Nothing goes through beside it, as the receiver is strict and the window the first: it looks like an outage.
+    await strict.captured([1], [0])
+    strict.receiver.answer = lambda _sent: POISON
+    running = asyncio.create_task(strict.pusher(window_seconds=0).run(strict.stopping))
+    await sees(lambda: strict.clock.now() > NOW + 24 * HOUR, running)
+    assert await strict.ledger.write(expire, ended_before=NOW, now=strict.clock.now())
+    under_way = len(strict.receiver.sent)
+    await strict.captured([1], [HOUR_NOW])
+    strict.receiver.answer = lambda _sent: ACCEPTED
+    await sees(lambda: (1, HOUR_NOW, "C0") in strict.receiver.accepted, running)
+    strict.stopping.set()
+    await running
+    assert await strict.states() == {(1, 0): "expired", (1, HOUR_NOW): "acknowledged"}
+    assert len(strict.receiver.sent) <= under_way + 2
+
+
+# ------------------------------------------------------------------------------------------ beside the other work
+
+
+async def test_a_search_goes_on_beside_the_other_work_of_the_lane_where_the_receiver_takes_any_order(
+    manual: Scene,
+) -> None:
+    await manual.captured([1], range(20))
+    bad = {(1, 4, "C1")}
+    manual.receiver.answer = never_takes(bad)
+    # One request of the search per minute: nothing of it but the first part is tried while the clock stands still.
+    pusher = manual.pusher(max_shards=1, max_split_requests_per_minute=1)
+    running = asyncio.create_task(pusher.run(manual.stopping))
+    await sees(lambda: len(manual.receiver.sent) == 2, running)
+    await manual.captured([1], range(HOUR_NOW - 2, HOUR_NOW))
+    await sees(lambda: (1, HOUR_NOW - 1, "C0") in manual.receiver.accepted, running)
+    assert manual.clock.now() == NOW
+    assert not await manual.refused()
+    while "pending" in (await manual.states()).values():
+        await manual.clock.advance(60)
+    manual.stopping.set()
+    await running
+    await assert_all_but(bad, samples_of([1], [*range(20), HOUR_NOW - 2, HOUR_NOW - 1]), manual)
+
+
+async def test_a_search_holds_up_the_lane_where_the_receiver_takes_nothing_out_of_order(strict: Scene) -> None:
+    await strict.captured(ZONES, range(6), samples=5)
+    bad = {(zone, hour, "C2") for zone in ZONES for hour in (1, 3)}
+    strict.receiver.answer = never_takes(bad)
+    await strict.pusher(window_seconds=0).drain(strict.stopping)
+    await assert_all_but(bad, samples_of(ZONES, range(6), 5), strict)
+    hours = [hour for _, hour in strict.receiver.windows()]
+    assert hours == sorted(hours), "nothing newer is sent before all that is older is decided on"
+
+
+async def test_what_is_being_searched_is_not_read_again(manual: Scene) -> None:
+    await manual.captured([1], range(10))
+    manual.receiver.answer = never_takes({(1, 4, "C1")})
+    pusher = manual.pusher(max_shards=1, max_split_requests_per_minute=1)
+    running = asyncio.create_task(pusher.run(manual.stopping))
+    whole = samples_of([1], range(10))
+    while not await manual.refused():
+        await manual.captured([1], [HOUR_NOW + len(manual.receiver.sent)])
+        await manual.clock.advance(60)
+    manual.stopping.set()
+    await running
+    assert sum(whole == set(sent.samples) for sent in manual.receiver.sent) == 1
+    assert set(manual.receiver.accepted.values()) == {1}
+
+
+async def test_a_search_in_one_lane_does_not_hold_up_another(manual: Scene) -> None:
+    await manual.captured([1, 2], range(10))
+    manual.receiver.answer = never_takes({(1, 4, "C1")})
+    running = asyncio.create_task(manual.pusher(max_split_requests_per_minute=1).run(manual.stopping))
+    await sees(lambda: samples_of([2], range(10)) <= set(manual.receiver.accepted), running)
+    await manual.captured([2], range(10, 20))
+    await sees(lambda: samples_of([2], range(20)) <= set(manual.receiver.accepted), running)
+    assert manual.clock.now() == NOW
+    manual.stopping.set()
+    await running
+
+
+async def test_there_are_no_more_requests_that_search_than_the_cap_allows(scene: Scene) -> None:
+    await scene.captured(ZONES, range(10))
+    bad = {sample for number, sample in enumerate(sorted(samples_of(ZONES, range(10)))) if number % 7 == 0}
+    scene.receiver.answer = never_takes(bad)
+    await scene.pusher(max_split_requests_per_minute=30).drain(scene.stopping)
+    await assert_all_but(bad, samples_of(ZONES, range(10)), scene)
+    whole = len({zone % 4 for zone in ZONES})
+    at = [sent.at for sent in scene.receiver.sent[whole:]]
+    assert len(at) > 60
+    for first in range(len(at)):
+        within_a_minute = sum(at[first] <= moment < at[first] + 60 for moment in at)
+        assert within_a_minute <= 60 + 1, "30 that were saved up and 30 that grew back"
+    assert at[-1] - at[0] >= (len(at) - 31) * 2 - 1
+
+
+async def test_a_stop_in_the_middle_of_a_search_leaves_what_is_undecided_pending_and_the_next_run_decides_on_it(
+    scene: Scene,
+) -> None:
+    bad = {(1, 4, "C1"), (1, 8, "C0")}
+    everything = samples_of([1], range(10))
+    await scene.captured([1], range(10))
+    for requests in (1, 3, 4, 5):
+        sent_before = len(scene.receiver.sent)
+
+        def stop_then(sent: Sent, until: int = sent_before + requests) -> Verdict:
+            if len(scene.receiver.sent) == until:
+                scene.stopping.set()
+            return never_takes(bad)(sent)
+
+        scene.receiver.answer = stop_then
+        await scene.pusher().drain(scene.stopping)
+        assert len(scene.receiver.sent) == sent_before + requests
+        states = await scene.states()
+        for window, state in states.items():
+            if state == "acknowledged":
+                assert {sample for sample in everything if sample[:2] == window} <= set(scene.receiver.accepted)
+        assert (await scene.refused()).keys() <= bad
+        scene.stopping.clear()
+    scene.receiver.answer = never_takes(bad)
+    await scene.pusher().drain(scene.stopping)
+    await assert_all_but(bad, everything, scene)
+
+
+async def test_a_run_with_a_number_of_attempts_ends_although_a_search_does_not(scene: Scene) -> None:
+    await scene.captured([1], [0])
+
+    def answer(sent: Sent) -> Verdict:
+        assert len(scene.receiver.sent) < 100, "it goes on for ever"
+        return OUT_OF_BOUNDS if (1, 0, "C0") in sent.samples else POISON
+
+    scene.receiver.answer = answer
+    await scene.pusher(attempts=3).drain(scene.stopping)
+    assert await scene.states() == {(1, 0): "pending"}
+
+
+async def test_what_is_given_up_in_the_middle_of_a_search_is_not_sent_on_and_the_rest_is_searched(scene: Scene) -> None:
+    await scene.captured([1], [0, *range(600, 608)])
+    bad = {(1, 0, "C1"), (1, 605, "C2")}
+
+    async def answer(sent: Sent) -> Verdict:
+        if len(scene.receiver.sent) == 3:
+            await scene.ledger.write(expire, ended_before=NOW - 29 * 24 * HOUR, now=scene.clock.now())
+        assert len(scene.receiver.sent) <= 4 or (1, 0) not in sent.content
+        return never_takes(bad)(sent)
+
+    scene.receiver.answer = answer
+    await scene.pusher().drain(scene.stopping)
+    assert (await scene.states())[1, 0] == "expired"
+    assert (await scene.refused()).keys() == {(1, 605, "C2")}
+
+
+# ------------------------------------------------------------------------------------------ learnt sizes
+
+
+@pytest.mark.parametrize("refusal", [TOO_LARGE, Refused(400, "no more than so many")], ids=["413", "400"])
+async def test_the_size_that_a_receiver_takes_is_learnt(refusal: Refused, scene: Scene) -> None:
+    await scene.captured([1], range(100), samples=40)
+    scene.receiver.answer = lambda sent: refusal if len(sent.samples) > 130 else ACCEPTED
+    pusher = scene.pusher(max_shards=1, max_samples_per_send=400)
+    await pusher.drain(scene.stopping)
+    await assert_all_but([], samples_of([1], range(100), 40), scene)
+    refused = [sent for sent in scene.receiver.sent if len(sent.samples) > 130]
+    # Of ten requests that are too large, the first and the one that was ready by then are sent so; the rest is cut
+    # before, but for some to see whether it still has to be.
+    assert len(refused) < 15
+    assert scene.value("cfrw_push_splits_total") < 6
+    assert scene.value("cfrw_push_max_bytes_per_send") < QueueSettings().max_bytes_per_send
+
+
+async def test_a_receiver_that_takes_larger_requests_again_gets_them(scene: Scene) -> None:
+    await scene.captured([1], range(300), samples=10)
+    scene.receiver.answer = lambda sent: TOO_LARGE if len(scene.receiver.sent) == 1 and sent.samples else ACCEPTED
+    await scene.pusher(max_shards=1, max_samples_per_send=100).drain(scene.stopping)
+    await assert_all_but([], samples_of([1], range(300), 10), scene)
+    sizes = [len(sent.samples) for sent in scene.receiver.sent]
+    assert min(sizes[1:]) <= 50
+    assert max(sizes[-3:]) == 100
+
+
+async def test_bad_samples_say_nothing_about_the_size_of_a_request(scene: Scene) -> None:
+    await scene.captured([1], range(20))
+    scene.receiver.answer = never_takes({(1, 7, "C1")})
+    await scene.pusher(max_samples_per_send=30).drain(scene.stopping)
+    assert scene.value("cfrw_push_max_bytes_per_send") == QueueSettings().max_bytes_per_send
+
+
+# ------------------------------------------------------------------------------------------ what is too old
+
+DAY_HOURS = 24
+
+
+@pytest.mark.parametrize(
+    ("window_seconds", "sample_age_limit_seconds"),
+    [(DAY_HOURS * HOUR, 0), (10 * DAY_HOURS * HOUR, DAY_HOURS * HOUR), (DAY_HOURS * HOUR, 10 * DAY_HOURS * HOUR)],
+)
+async def test_what_is_older_than_the_receiver_takes_is_not_sent_but_expired_with_a_hint(
+    window_seconds: int, sample_age_limit_seconds: float, scene: Scene
+) -> None:
+    oldest_taken = HOUR_NOW - DAY_HOURS
+    await scene.captured(ZONES, range(oldest_taken - 3, HOUR_NOW))
+    pusher = scene.pusher(window_seconds=window_seconds, sample_age_limit_seconds=sample_age_limit_seconds)
+    await pusher.drain(scene.stopping)
+    decisions = await scene.decisions()
+    for (_, hour), (state, status, reason) in decisions.items():
+        assert state == ("acknowledged" if hour >= oldest_taken else "expired")
+        if state == "expired":
+            assert status is None
+            assert reason is not None
+            assert "out_of_order_time_window" in reason
+            assert "sample_age_limit" in reason
+            assert reason.startswith("older than 1d")
+            assert "cfrw resend" in reason
+    assert set(scene.receiver.accepted) == samples_of(ZONES, range(oldest_taken, HOUR_NOW))
+
+
+async def test_a_strict_receiver_s_age_limit_is_kept_and_without_one_nothing_is_too_old(strict: Scene) -> None:
+    await strict.captured([1], [0, HOUR_NOW - 2])
+    await strict.pusher(window_seconds=0, sample_age_limit_seconds=DAY_HOURS * HOUR).drain(strict.stopping)
+    assert await strict.states() == {(1, 0): "expired", (1, HOUR_NOW - 2): "acknowledged"}
+    await strict.captured([2], [0, HOUR_NOW - 2])
+    await strict.pusher(window_seconds=0).drain(strict.stopping)
+    states = await strict.states()
+    assert states[2, 0] == states[2, HOUR_NOW - 2] == "acknowledged"
+
+
+@pytest.mark.parametrize("failure", [DOWN, Later("HTTP 429: busy", Fate.RATE_LIMITED, 429, 60.0)], ids=["503", "429"])
+async def test_what_becomes_too_old_during_an_outage_is_not_sent_in_vain_afterwards(
+    failure: Later, scene: Scene
+) -> None:
+    hours = range(HOUR_NOW - 20, HOUR_NOW)
+    await scene.captured(ZONES, hours)
+    outage_hours = 10
+    scene.receiver.answer = lambda _sent: failure if scene.clock.now() < NOW + outage_hours * HOUR else ACCEPTED
+    await scene.pusher(max_samples_per_send=6, window_seconds=DAY_HOURS * HOUR).drain(scene.stopping)
+    states = await scene.states()
+    oldest_taken = HOUR_NOW + outage_hours - DAY_HOURS + 1
+    for (_, hour), state in states.items():
+        if hour < oldest_taken - 1:
+            assert state == "expired"
+        elif hour > oldest_taken:
+            assert state == "acknowledged"
+    too_old = {sample for sample in scene.receiver.accepted if sample[1] < oldest_taken - 1}
+    assert not too_old
+
+
+async def test_what_becomes_too_old_while_a_long_backlog_is_worked_off_is_not_sent_in_vain(scene: Scene) -> None:
+    hours = range(HOUR_NOW - DAY_HOURS, HOUR_NOW)
+    await scene.captured([1], hours)
+    late: list[Sample] = []
+
+    def slowly(sent: Sent) -> Verdict:
+        late.extend(sample for sample in sent.samples if sample[1] < HOUR_NOW - DAY_HOURS + (sent.at - NOW) / HOUR - 1)
+        scene.clock.set(scene.clock.now() + 2 * HOUR)
+        return ACCEPTED
+
+    scene.receiver.answer = slowly
+    await scene.pusher(max_shards=1, max_samples_per_send=3, window_seconds=DAY_HOURS * HOUR).drain(scene.stopping)
+    # One that was read before, and one that was ready.
+    assert len({hour for _, hour, _ in late}) <= 2
+    assert set((await scene.states()).values()) == {"acknowledged", "expired"}

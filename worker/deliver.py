@@ -1,0 +1,337 @@
+"""One request of one destination: sent until its receiver has decided on it.
+
+Owns the time between a request's first attempt and its verdict: when it is sent again, in which version of remote
+write, and that nothing but a probe goes to a destination that is set up wrongly. One `Deliverer` serves all lanes of
+its destination, so what one of them learns holds for all.
+
+Promises: the same rows in the same version are the same bytes at every attempt; waits grow and never shrink while a
+request fails; a receiver that asks for a pause gets it, up to the cap. Knows nothing of the ledger and keeps nothing.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from enum import Enum, auto
+from typing import Protocol as Interface
+from typing import assert_never
+
+from worker.buckets import Batch
+from worker.clock import Clock, wait_for_any
+from worker.config import DestinationSettings, Message
+from worker.health import Health
+from worker.observe import Metrics, get_logger
+from worker.remote_write import Accepted, Fate, Later, Protocol, Refused, Verdict, compress, write_request
+from worker.series import MetricMetadata
+from worker.times import instant
+
+# Waits differ by up to a tenth, so that many workers that met the same outage do not come back at the same instant.
+_JITTER = 0.1
+
+log = get_logger()
+
+
+class Sender(Interface):
+    """What delivers one request: `worker.remote_write.RemoteWriteClient`."""
+
+    async def send(self, body: bytes, attempt: int, message: Message) -> Verdict:
+        """Send one compressed request; `attempt` counts from 0."""
+
+
+class Request:
+    """The samples of a batch on their way; encoded once for each version that it is sent in."""
+
+    def __init__(self, batch: Batch, metadata: Mapping[Message, Mapping[str, MetricMetadata]]) -> None:
+        self.batch = batch
+        self.bucket_ids = tuple(bucket.bucket_id for bucket in batch.buckets)
+        self.sample_count = batch.sample_count
+        self.size_bytes = 0
+        """Bytes before compression, in the version that was encoded last."""
+        self._metadata = metadata
+        self._bodies: dict[Message, bytes] = {}
+
+    def body(self, message: Message) -> bytes:
+        """The compressed body."""
+        if message not in self._bodies:
+            body = write_request(self.batch, message, self._metadata.get(message, {}))
+            self.size_bytes = len(body)
+            self._bodies[message] = compress(body)
+        return self._bodies[message]
+
+
+class Interrupted(Enum):
+    """Why a request was not sent until the receiver had decided on it."""
+
+    STOPPING = auto()
+    """The worker stops, or the attempts allowed are used up."""
+
+    OVERTAKEN = auto()
+    """Some of its buckets do not wait any more, past a bound: the queue begins anew without them."""
+
+
+class Deliverer:
+    """Sends the requests of one destination."""
+
+    def __init__(
+        self,
+        destination: DestinationSettings,
+        *,
+        sender: Sender,
+        clock: Clock,
+        health: Health,
+        metrics: Metrics,
+        note_failure: Callable[[str], Awaitable[None]],
+        attempts_allowed: int | None = None,
+    ) -> None:
+        """Make it.
+
+        note_failure:     keeps what went wrong for whoever asks.
+        attempts_allowed: how often one request is sent in a run that ends, None for ever.
+        """
+        self.name = destination.name
+        self.loop = f"push:{destination.name}"
+        self.protocol = Protocol(
+            destination.protobuf_message, retry_seconds=destination.queue.protocol_retry_interval_seconds, clock=clock
+        )
+        self.parked: str | None = None
+        """Why nothing but a probe goes to the destination; None while it is not parked."""
+        self.parked_at: float | None = None
+        """Since when that is so, unix seconds."""
+        self.accepted_requests = 0
+        """How many requests the receiver has accepted: evidence that it works."""
+        self._queue = destination.queue
+        self._sender = sender
+        self._clock = clock
+        self._health = health
+        self._metrics = metrics
+        self._note_failure = note_failure
+        self._attempts_allowed = attempts_allowed
+        self._unparked = asyncio.Event()
+        self._probing = asyncio.Lock()
+        self._probe_at = 0.0
+        self._log = log.bind(destination=destination.name)
+        self._show_protocol()
+
+    @property
+    def protocol_text(self) -> str:
+        """Which version of remote write is spoken, and why not the newest, for people."""
+        if self.protocol.message is Message.V2:
+            return "2.0"
+        return f"1.0 ({self.protocol.why_older})" if self.protocol.why_older else "1.0"
+
+    @property
+    def parked_text(self) -> str | None:
+        """Why the destination is parked, and since when, for people; None while it is not."""
+        return None if self.parked is None else f"{self.parked} (since {instant(self.parked_at or 0.0)})"
+
+    async def send_until_decided(
+        self,
+        request: Request,
+        stopping: asyncio.Event,
+        *,
+        wanted: Callable[[], Awaitable[bool]],
+        failures_allowed: int,
+    ) -> Accepted | Refused | Later | Interrupted:
+        """Send until the receiver has accepted or refused, or until something else comes first.
+
+        wanted:           whether what the request holds still waits; asked before every further attempt.
+        failures_allowed: answers and silences that may come from what is in the request (`Fate.RETRY`); after so many
+                          it is `Later`, for the caller to look for the cause. A run that ends looks for it only where
+                          the receiver takes other requests meanwhile.
+        """
+        attempt = failures = 0
+        waited_seconds = 0.0
+        accepted_before = self.accepted_requests
+        while True:
+            verdict = await self._offer(request, attempt, stopping)
+            if not isinstance(verdict, Later):
+                return await self._tell(request, verdict)
+            await self._note_failure(verdict.reason)
+            failures += verdict.fate is Fate.RETRY
+            if failures >= failures_allowed and self._is_first_contact:
+                self._fall_back(f"the first requests in 2.0 failed: {verdict.reason}")
+                failures = 0
+            if failures >= failures_allowed and (
+                failures_allowed == 1 or self._attempts_allowed is None or self.accepted_requests > accepted_before
+            ):
+                return verdict
+            if self._attempts_allowed is not None and attempt + 1 >= self._attempts_allowed:
+                self._log.error("Giving up for this run; what is pending stays in the ledger", reason=verdict.reason)
+                return Interrupted.STOPPING
+            if not self._waits_at_the_gate(verdict):
+                waited_seconds = self.pause_seconds(attempt, waited_seconds, verdict.retry_after_seconds)
+                await self._pause(request, verdict, attempt, waited_seconds, stopping)
+            if stopping.is_set() or not await wanted():
+                return Interrupted.STOPPING if stopping.is_set() else Interrupted.OVERTAKEN
+            attempt += 1
+
+    def pause_seconds(self, failures: int, previous_seconds: float = 0.0, asked_seconds: float | None = None) -> float:
+        """How long to wait after so many failures before the one just seen; never less than the wait before it."""
+        # 2^32 doublings of any setting are past any cap; the bound keeps the power a small number.
+        doubled = self._queue.min_backoff_seconds * 2.0 ** min(failures, 32)
+        capped = max(min(doubled, self._queue.max_backoff_seconds), asked_seconds or 0.0)
+        jitter = random.uniform(0.0, _JITTER)  # noqa: S311 - spreads load, guards nothing
+        return max(previous_seconds, capped * (1.0 + jitter))
+
+    async def _pause(
+        self, request: Request, verdict: Later, attempt: int, seconds: float, stopping: asyncio.Event
+    ) -> None:
+        """Wait before the next attempt, or until the worker stops."""
+        self._log.warning(
+            "The receiver did not take a request; it will be sent again",
+            reason=verdict.reason,
+            status=verdict.status,
+            attempt=attempt + 1,
+            wait_seconds=round(seconds, 1),
+            samples=request.sample_count,
+        )
+        await wait_for_any(self._clock, seconds, stopping)
+
+    async def _offer(self, request: Request, attempt: int, stopping: asyncio.Event) -> Verdict | Interrupted:
+        """Send once; to a receiver that turns out not to know remote write 2.0, at once again in 1.0."""
+        message = self.protocol.message
+        verdict = await self._exchange(request, message, attempt, stopping)
+        match verdict:
+            case Later(fate=Fate.OLDER_MESSAGE, reason=reason):
+                self._fall_back(reason)
+            case Refused(status=400, speaks_2=False) if message is Message.V2 and not self.protocol.knows_2:
+                # Remote write 2.0 specification: 1.x receivers answer 400 where 415 is meant.
+                self._fall_back("HTTP 400 to the first request in 2.0, without any X-Prometheus-Remote-Write header")
+            case Accepted() | Refused(speaks_2=True):
+                self.protocol.understood(message)
+                self._show_protocol()
+                return verdict
+            case _:
+                return verdict
+        return await self._exchange(request, Message.V1, attempt, stopping)
+
+    async def _exchange(
+        self, request: Request, message: Message, attempt: int, stopping: asyncio.Event
+    ) -> Verdict | Interrupted:
+        """Send once; to a parked destination only when it is time for a probe, and this is it."""
+        if self.parked is None:
+            return self._heed(await self._send(request, message, attempt), message)
+        async with self._probing:
+            while self.parked is not None:
+                self._health.completed(self.loop)
+                wait_seconds = self._probe_at - self._clock.monotonic()
+                if wait_seconds <= 0:
+                    break
+                await wait_for_any(self._clock, wait_seconds, stopping, self._unparked)
+                if stopping.is_set():
+                    return Interrupted.STOPPING
+            return self._heed(await self._send(request, message, attempt), message)
+
+    async def _send(self, request: Request, message: Message, attempt: int) -> Verdict:
+        self._health.beat(self.loop)
+        body = request.body(message)
+        started = self._clock.monotonic()
+        verdict = await self._sender.send(body, attempt, message)
+        # Meeting an outage and noting it is all that a pass can do: it counts as one.
+        self._health.completed(self.loop)
+        self._metrics.sent(
+            self.name,
+            _outcome(verdict),
+            samples=request.sample_count,
+            sent_bytes=len(body),
+            seconds=self._clock.monotonic() - started,
+            again=attempt > 0,
+        )
+        return verdict
+
+    def _heed(self, verdict: Verdict, message: Message) -> Verdict:
+        """Park the destination, or end that, as the verdict tells."""
+        if isinstance(verdict, Later) and verdict.fate is Fate.OLDER_MESSAGE and not self.protocol.is_automatic:
+            reason = f"{verdict.reason}; the configuration asks for this version: take protobuf_message={message} out"
+            verdict = replace(verdict, reason=reason, fate=Fate.PARK)
+        match verdict:
+            case Later(fate=Fate.PARK):
+                self._park(verdict)
+            case _ if self.parked is not None:
+                self._log.info("The destination answers again; delivery goes on", was=self.parked)
+                self.parked = self.parked_at = None
+                self._unparked.set()
+                self._health.destination_parked(self.name, None)
+                self._metrics.push_parked.labels(self.name).set(0)
+            case _:
+                pass
+        return verdict
+
+    def _park(self, verdict: Later) -> None:
+        # A run that ends does not wait for a probe: its attempts have pauses of their own.
+        waits = self._attempts_allowed is None
+        interval_seconds = self._queue.parked_probe_interval_seconds if waits else 0.0
+        interval_seconds = max(interval_seconds, verdict.retry_after_seconds or 0.0)
+        if self.parked is None:
+            self._unparked.clear()
+            self.parked_at = self._clock.now()
+            self._log.error(
+                "The destination is parked: somebody has to correct its set-up; what is pending stays in the ledger",
+                reason=verdict.reason,
+                status=verdict.status,
+                probe_interval_seconds=interval_seconds,
+            )
+        self.parked = verdict.reason
+        self._probe_at = self._clock.monotonic() + interval_seconds
+        self._health.destination_parked(self.name, verdict.reason)
+        self._metrics.push_parked.labels(self.name).set(1)
+
+    def _waits_at_the_gate(self, verdict: Later) -> bool:
+        """Whether the next attempt is held by `_exchange`: a run that ends does not wait that long."""
+        return self.parked is not None and verdict.fate is not Fate.RATE_LIMITED and self._attempts_allowed is None
+
+    @property
+    def _is_first_contact(self) -> bool:
+        """Whether 2.0 is sent and the receiver has not shown yet that it knows it."""
+        return self.protocol.message is Message.V2 and not self.protocol.knows_2
+
+    async def _tell(
+        self, request: Request, verdict: Accepted | Refused | Interrupted
+    ) -> Accepted | Refused | Interrupted:
+        match verdict:
+            case Accepted():
+                self._took(request, verdict)
+            case Refused(status=status, text=text):
+                await self._note_failure(f"refused with status {status}: {text}")
+            case Interrupted():
+                pass
+            case _:
+                assert_never(verdict)
+        return verdict
+
+    def _took(self, request: Request, verdict: Accepted) -> None:
+        self.accepted_requests += 1
+        newest_ms = max((bucket.timestamp_ms for bucket in request.batch.buckets), default=0)
+        self._metrics.took(self.name, now=self._clock.now(), newest_seconds=newest_ms / 1000)
+        if verdict.written_samples is not None and verdict.written_samples < request.sample_count:
+            unwritten = request.sample_count - verdict.written_samples
+            self._metrics.push_unwritten_samples_total.labels(self.name).inc(unwritten)
+            self._log.warning(
+                "The receiver accepted a request and says that it has not written all of its samples",
+                samples=request.sample_count,
+                written=verdict.written_samples,
+            )
+
+    def _fall_back(self, why: str) -> None:
+        # Of several lanes that learn it at once, the first one says so.
+        if self.protocol.message is Message.V2:
+            self.protocol.fall_back(why)
+            self._log.info("The receiver is sent remote write 1.0 from now on", why=why)
+            self._show_protocol()
+
+    def _show_protocol(self) -> None:
+        is_2 = self.protocol.message is Message.V2
+        self._metrics.push_message_version.labels(self.name).set(2 if is_2 else 1)
+        self._metrics.push_fallen_back.labels(self.name).set(1 if self.protocol.why_older else 0)
+
+
+def _outcome(verdict: Verdict) -> str:
+    match verdict:
+        case Accepted():
+            return "accepted"
+        case Refused():
+            return "refused"
+        case Later():
+            return "later"
+        case _:
+            assert_never(verdict)

@@ -1,0 +1,345 @@
+"""What is to blame when a request is not taken: everything else in it is delivered, the culprits are told one by one.
+
+A refused batch is halved, by timestamp, then by bucket, then by series (`worker.remote_write.halve`), and each half is
+sent; a half that is refused is halved again, down to single samples. So k bad samples of n cost about 2 k log2(n/k)
+requests, and the good ones arrive. It works for receivers that keep the good part of what they refuse, to which it is
+a repetition, and for those that keep nothing of it.
+
+A batch that fails again and again with 5xx is treated in the same way, with one difference: a failure is also what an
+outage looks like. So a sample is blamed only when the receiver has taken other rows before and after it failed, twice.
+
+One short cut, for a strict receiver, whose queue waits for the search: where all of a window is refused that is older
+than an hour, and sixteen samples from all over it are refused each alone, the rest is taken to be too old like them,
+and so is what is older still. It takes nothing that is an hour older than its newest sample, whatever the series; asked
+about each sample of a long outage, it would have grown too old for the rest before the search were done.
+
+Pure but for what it is given to send with. Knows nothing of the ledger; what it has not decided stays pending there.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import assert_never
+
+from worker.buckets import Batch
+from worker.clock import Clock
+from worker.deliver import Interrupted, Request
+from worker.remote_write import Accepted, Later, Refused, halves, spread
+
+# Prometheus, Mimir, Cortex and Thanos take a new series' sample that is up to an hour older than the newest one they
+# have (half of the two hours of a block); windows within it are never taken to be refused for their age.
+_AGE_OF_SUSPICION_SECONDS = 3600.0
+
+# Tried one by one before a window is taken to be too old: where one in six samples were good, the chance to meet none
+# of them would be (5/6)^16, one in twenty.
+_TRIED_OF_A_WINDOW = 16
+
+# Halvings from a batch down to a sample: enough for the largest batch, 2^20 samples.
+_MOST_HALVINGS = 20
+
+# Rounds in which a sample must fail while the receiver takes other rows, before it is blamed for a 5xx.
+_ROUNDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The receiver has all samples of these buckets, or parts of buckets."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """The receiver will not take these samples.
+
+    status: the HTTP status; None where it never answered to them.
+    text:   what it said, or why they are not sent.
+    """
+
+    batch: Batch
+    status: int | None
+    text: str
+
+
+Decision = Taken | Declined
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """A single sample that failed, and may or may not be to blame.
+
+    accepted_requests: how many the receiver had accepted when it failed last.
+    rounds:            how often it failed alike, each time with something accepted since the time before.
+    """
+
+    batch: Batch
+    failure: Later
+    accepted_requests: int
+    rounds: int = 0
+
+
+class Isolation:
+    """The search in one batch. Made for it, used once."""
+
+    def __init__(
+        self,
+        *,
+        send: Callable[[Request, int], Awaitable[Accepted | Refused | Later | Interrupted]],
+        request: Callable[[Batch], Request],
+        accepted_requests: Callable[[], int],
+        pause: Callable[[int], Awaitable[bool]],
+        ages: "Ages | None",
+        clock: Clock,
+    ) -> None:
+        """Make it.
+
+        send:              sends a request, with so many failures allowed.
+        accepted_requests: how many requests the receiver has accepted so far, of any lane.
+        pause:             waits after so many failures in a row; tells whether to stop.
+        ages:              what is known of what is too old for a strict receiver; None for any other.
+        """
+        self._send = send
+        self._request = request
+        self._accepted_requests = accepted_requests
+        self._pause = pause
+        self._ages = ages
+        self._clock = clock
+        self._suspects: list[Batch] = []  # what comes next is last
+        self._doubtful: list[_Doubt] = []
+        self._refused_halves: tuple[Batch, Batch] | None = None  # of what was cut last
+        self._looked_at: set[int] = set()  # timestamps of which a few samples were tried
+        self._tried_in_vain = 0  # suspects since one was cut
+        self._failures_in_a_row = 0
+        self._accepted_before = accepted_requests()
+        self._works = False  # whether the receiver has accepted anything since the search began
+        self._control: Batch | None = None  # the smallest part that was accepted
+        self.interrupted: Interrupted | None = None
+        """Why the search ended before everything was decided."""
+        self.largest_taken_bytes = 0
+        """Bytes of the largest part that was accepted."""
+        self.declined_samples = 0
+
+    async def decisions(self, batch: Batch, verdict: Refused | Later) -> AsyncIterator[Decision]:
+        """What becomes of each sample of a batch on which the receiver gave this verdict as a whole."""
+        async for decision in self._suspect(batch, verdict):
+            yield decision
+        while self._suspects and self.interrupted is None:
+            batch = self._suspects.pop()
+            answer = await self._try(batch)
+            match answer:
+                case Interrupted():
+                    self.interrupted = answer
+                case Accepted():
+                    yield self._taken(batch)
+                    self._infer(batch)
+                case Refused() | Later():
+                    async for decision in self._suspect(batch, answer):
+                        yield decision
+                case _:
+                    assert_never(answer)
+        async for decision in self._blame():
+            yield decision
+
+    async def _suspect(self, batch: Batch, verdict: Refused | Later) -> AsyncIterator[Decision]:
+        """Decide on what was not taken, or note what is to be tried next."""
+        match verdict:
+            case Refused() if self._ages is not None and self._ages.covers(batch):
+                yield self._declined(batch, verdict, " (like everything that is newer than it and too old)")
+            case Refused() if batch.sample_count == 1:
+                yield self._declined(batch, verdict)
+            case Later() if batch.sample_count == 1:
+                self._doubtful.append(_Doubt(batch, verdict, self._accepted_requests()))
+            case Refused() if self._ages is not None and self._may_be_too_old(batch):
+                async for decision in self._try_some(batch, verdict, self._ages):
+                    yield decision
+            case Later() if self._failures_in_a_row > _MOST_HALVINGS and not self._is_largest_of_a_round(batch):
+                # Nothing goes through: one after the other is tried until something does.
+                self._tried_in_vain += 1
+                self._suspects.insert(0, batch)
+            case Refused() | Later():
+                self._tried_in_vain = 0
+                self._halve(batch, refused=isinstance(verdict, Refused) and verdict.status != 413)
+            case _:
+                assert_never(verdict)
+
+    def _halve(self, batch: Batch, *, refused: bool) -> None:
+        """Try the halves next, the older one first."""
+        both = halves(batch)
+        if both is not None:
+            self._suspects += reversed(both)
+        self._refused_halves = both if refused else None
+
+    def _infer(self, taken: Batch) -> None:
+        """What was refused with a half that is taken must be in the other half: that need not be sent to know it.
+
+        Not before a sample was found to be refused: until then it may have been their number.
+        """
+        match self._refused_halves:
+            case (older, newer) if older is taken and self.declined_samples and newer.sample_count > 1:
+                self._suspects.pop()
+                self._halve(newer, refused=True)
+            case _:
+                pass
+
+    def _is_largest_of_a_round(self, batch: Batch) -> bool:
+        """Whether all other suspects have failed since one was cut, and none of them has more samples.
+
+        So an outage cuts a batch ever more slowly, and in a search something that can be taken is found all the same.
+        """
+        return self._tried_in_vain >= len(self._suspects) and all(
+            batch.sample_count >= suspect.sample_count for suspect in self._suspects
+        )
+
+    async def _try(self, batch: Batch) -> Accepted | Refused | Later | Interrupted:
+        """Send a part once; after a failure with nothing to show that the receiver works, later."""
+        while self._failures_in_a_row > _MOST_HALVINGS and self._control is not None and self.interrupted is None:
+            # Is it still the samples, or has the receiver gone? What it has taken before will tell.
+            await self._takes_control()
+            if self._failures_in_a_row and await self._pause(self._failures_in_a_row):
+                return Interrupted.STOPPING
+        await self._wait_after_failures()
+        if self.interrupted is not None:
+            return self.interrupted
+        request = self._request(batch)
+        answer = await self._send(request, 1)
+        match answer:
+            case Accepted():
+                self._works = True
+                self._failures_in_a_row = 0
+                self.largest_taken_bytes = max(self.largest_taken_bytes, request.size_bytes)
+            case Later():
+                self._failures_in_a_row += 1
+            case Refused() | Interrupted():
+                pass
+            case _:
+                assert_never(answer)
+        return answer
+
+    async def _wait_after_failures(self) -> None:
+        """Wait where the last part failed and nothing shows that the receiver works."""
+        if self._failures_in_a_row and self.interrupted is None and not self._is_working():
+            self.interrupted = Interrupted.STOPPING if await self._pause(self._failures_in_a_row) else None
+
+    def _is_working(self) -> bool:
+        """Whether the receiver takes other rows, as far as can be told."""
+        if self._accepted_requests() > self._accepted_before:
+            self._accepted_before = self._accepted_requests()
+            self._works = True
+            self._failures_in_a_row = min(self._failures_in_a_row, 1)
+        return self._works and self._failures_in_a_row <= _MOST_HALVINGS
+
+    async def _try_some(self, batch: Batch, verdict: Refused, ages: "Ages") -> AsyncIterator[Decision]:
+        """Try a few samples of an old window: if each is refused, all will be; else all are looked at."""
+        self._looked_at.update(bucket.timestamp_ms for bucket in batch.buckets)
+        singles, rest = spread(batch, _TRIED_OF_A_WINDOW)
+        for index, single in enumerate(singles):
+            answer = await self._try(single)
+            match answer:
+                case Interrupted():
+                    self.interrupted = answer
+                    return
+                case Refused():
+                    yield self._declined(single, answer)
+                    continue
+                case Accepted():
+                    yield self._taken(single)
+                case Later():
+                    self._suspects.append(single)
+                case _:
+                    assert_never(answer)
+            untried = [bucket for part in (rest, *singles[index + 1 :]) for bucket in part.buckets]
+            self._suspects.append(Batch(tuple(untried), batch.series))
+            return
+        ages.refused(batch)
+        yield self._declined(rest, verdict, f" ({_TRIED_OF_A_WINDOW} samples of this time were tried alone)")
+
+    async def _blame(self) -> AsyncIterator[Decision]:
+        """Decide on what fails alone, by trying it between rows that the receiver takes."""
+        await self._wait_after_failures()
+        while self._doubtful and self.interrupted is None:
+            doubt = self._doubtful.pop(0)
+            proven = self._accepted_requests() > doubt.accepted_requests or await self._takes_control()
+            if self.interrupted is not None:
+                return
+            if proven and doubt.rounds >= _ROUNDS:
+                yield self._declined(doubt.batch, doubt.failure)
+                continue
+            async for decision in self._try_again(doubt, proven=proven):
+                yield decision
+            if not proven and self._failures_in_a_row and await self._pause(self._failures_in_a_row):
+                self.interrupted = Interrupted.STOPPING
+
+    async def _try_again(self, doubt: _Doubt, *, proven: bool) -> AsyncIterator[Decision]:
+        """Send what is in doubt again; where it fails, it goes to the end."""
+        request = self._request(doubt.batch)
+        answer = await self._send(request, 1)
+        if proven and isinstance(answer, Later):
+            # At once again: a receiver that fails every other time would else fail it and take what is between.
+            answer = await self._send(request, 1)
+        match answer:
+            case Interrupted():
+                self.interrupted = answer
+            case Accepted():
+                self._failures_in_a_row = 0
+                yield self._taken(doubt.batch)
+            case Refused():
+                self._failures_in_a_row = 0
+                yield self._declined(doubt.batch, answer)
+            case Later(status=status):
+                self._failures_in_a_row += 1
+                # What fails for its own sake fails in the same way each time.
+                rounds = doubt.rounds + proven if status == doubt.failure.status else 0
+                self._doubtful.append(_Doubt(doubt.batch, answer, self._accepted_requests(), rounds))
+            case _:
+                assert_never(answer)
+
+    async def _takes_control(self) -> bool:
+        """Whether the receiver takes what it has taken before: the same samples with the same values."""
+        if self._control is None:
+            return False
+        answer = await self._send(self._request(self._control), 1)
+        if isinstance(answer, Interrupted):
+            self.interrupted = answer
+        self._failures_in_a_row = self._failures_in_a_row + 1 if isinstance(answer, Later) else 0
+        return isinstance(answer, Accepted | Refused)
+
+    def _taken(self, batch: Batch) -> Taken:
+        if self._control is None or batch.sample_count < self._control.sample_count:
+            self._control = batch
+        if self._ages is not None:
+            self._ages.taken(batch)
+        return Taken(batch)
+
+    def _declined(self, batch: Batch, verdict: Refused | Later, note: str = "") -> Declined:
+        self.declined_samples += batch.sample_count
+        text = verdict.text if isinstance(verdict, Refused) else verdict.reason
+        return Declined(batch, verdict.status, text + note)
+
+    def _may_be_too_old(self, batch: Batch) -> bool:
+        timestamps_ms = {bucket.timestamp_ms for bucket in batch.buckets}
+        return (
+            len(timestamps_ms) == 1
+            and timestamps_ms.isdisjoint(self._looked_at)
+            and batch.sample_count > 2 * _TRIED_OF_A_WINDOW
+            and min(timestamps_ms) / 1000 < self._clock.now() - _AGE_OF_SUSPICION_SECONDS
+        )
+
+
+class Ages:
+    """What a receiver was found to refuse for its age; forgotten when it takes something as old."""
+
+    def __init__(self) -> None:
+        self.refused_up_to_ms = -1
+        """Windows stamped then or earlier were refused; -1 where none was."""
+
+    def covers(self, batch: Batch) -> bool:
+        """Whether all of the batch is as old as what was refused for its age."""
+        return all(bucket.timestamp_ms <= self.refused_up_to_ms for bucket in batch.buckets)
+
+    def refused(self, batch: Batch) -> None:
+        """All of the batch is too old for the receiver."""
+        self.refused_up_to_ms = max(self.refused_up_to_ms, *(bucket.timestamp_ms for bucket in batch.buckets))
+
+    def taken(self, batch: Batch) -> None:
+        """The receiver has taken this batch."""
+        if any(bucket.timestamp_ms <= self.refused_up_to_ms for bucket in batch.buckets):
+            self.refused_up_to_ms = -1

@@ -1,0 +1,247 @@
+"""One request and its answer over HTTP, with a receiver or with a server that gives out tokens.
+
+Owns the connections to one URL. Promises an answer or a reason for every exchange, whatever the other side does, in
+bounded time and memory, with no secret in a reason; that nothing is sent to any other place than the URL, through no
+other proxy than the one that is set: no redirect is followed, nothing is taken from the environment unasked.
+
+Does not try again, and does not know what an answer means.
+"""
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+import h11
+import httpcore
+import httpx
+
+from worker import __version__
+from worker.config import ProxySettings, TlsSettings
+from worker.remote_write.mask import SecretMask
+from worker.remote_write.proxy import proxy_for
+from worker.remote_write.tls import ssl_context
+from worker.remote_write.verdict import Fate, Later, printable
+
+USER_AGENT = f"cloudflare-remote-write/{__version__}"
+
+# A connection that takes longer than this does not come: three lost SYNs are repeated after 1, 2 and 4 s.
+_CONNECT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back.
+
+    headers: looked up by their lower-case names.
+    body:    how the body begins, as it came: whatever broke off behind the status does not undo it.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(slots=True)
+class _Pool:
+    http: httpx.AsyncClient
+    transport: httpx.AsyncHTTPTransport
+    exchanges: int = 0
+
+    async def close_what_says_more(self) -> None:
+        """Close the connections on which bytes came behind an answer that was read to its end.
+
+        httpcore keeps them, and would take them for the answer to the next request: a second 204 would acknowledge
+        what nobody has seen. It shows them nowhere, which is why its insides are looked at; a test sends such bytes.
+        """
+        for connection in self.transport._pool.connections:  # noqa: SLF001 - see above
+            http11 = getattr(connection, "_connection", None)
+            if isinstance(http11, httpcore.AsyncHTTP11Connection):
+                state = http11._h11_state  # noqa: SLF001 - see above
+                if state.their_state in (h11.DONE, h11.IDLE) and state.trailing_data[0]:
+                    await http11._network_stream.aclose()  # noqa: SLF001 - see above
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Connections:
+    """The connections to one URL.
+
+    peer:           who is there, as words in a reason.
+    where:          what stands in front of the keys of `tls` in a mistake.
+    most:           how many exchanges there are at once, at most.
+    body_bytes:     how much of an answer's body is read.
+
+    Making them raises ConfigError where TLS files or the environment's proxy cannot be used.
+    """
+
+    url: httpx.URL
+    tls: TlsSettings
+    proxy: ProxySettings
+    mask: SecretMask
+    peer: str
+    where: str
+    most: int
+    body_bytes: int
+    _proxy: httpx.Proxy | None = field(init=False)
+    _context: ssl.SSLContext = field(init=False)
+    _pool: _Pool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._context = ssl_context(self.tls, self.where)
+        self._proxy = self._proxy_settings()
+        self._pool = self._open()
+
+    def _proxy_settings(self) -> httpx.Proxy | None:
+        url = proxy_for(self.url, self.proxy)
+        if url is None:
+            return None
+        # They are for the proxy alone: a request that is not tunnelled would carry them on to its destination.
+        headers = [
+            (name, value.get_secret_value())
+            for name, values in (self.proxy.proxy_connect_header.items() if self.url.scheme == "https" else ())
+            for value in values
+        ]
+        # The same authorities, but the server's name and the worker's certificate belong to the other end.
+        own = self.tls.model_copy(update=dict.fromkeys(("server_name", "cert", "cert_file", "key", "key_file")))
+        context = ssl_context(own, self.where) if url.scheme == "https" else None
+        return httpx.Proxy(url, headers=headers, ssl_context=context)
+
+    def _open(self) -> _Pool:
+        transport = httpx.AsyncHTTPTransport(
+            # As many again replace those that a timeout has just spoiled.
+            limits=httpx.Limits(max_connections=2 * self.most, max_keepalive_connections=self.most),
+            proxy=self._proxy,
+            trust_env=False,
+            verify=self._context,
+        )
+        client = httpx.AsyncClient(
+            # Nothing that an answer says changes the next request.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            follow_redirects=False,
+            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+            transport=transport,
+            trust_env=False,
+        )
+        return _Pool(client, transport)
+
+    def request(self, body: bytes, headers: Mapping[str, str]) -> httpx.Request:
+        """A request to the URL, for `exchange`; whoever authenticates it adds to its headers."""
+        # What comes back is shown to people as it comes; nothing in it is worth unpacking, or the risk.
+        own = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+        merged = httpx.Headers(headers)
+        merged.update(own)
+        return self._pool.http.build_request("POST", self.url, content=body, headers=merged)
+
+    async def exchange(self, request: httpx.Request, seconds: float, limit: str = "") -> Answer | Later:
+        """Send the request and read its answer; both together take no longer than `seconds`.
+
+        limit: what a reason calls this time; the seconds where it is left out.
+
+        The time limit is the machine's own, whatever the clock: the network knows no other.
+        """
+        response: httpx.Response | None = None
+        body = bytearray()
+        try:
+            async with asyncio.timeout(seconds), self._pool_in_use() as pool:
+                response = await pool.http.send(request, stream=True)
+                try:
+                    async for chunk in response.aiter_raw():
+                        body += chunk[: self.body_bytes - len(body)]
+                        if len(body) == self.body_bytes:
+                            break
+                    await pool.close_what_says_more()
+                finally:
+                    await response.aclose()
+        except (OSError, httpx.TransportError) as error:
+            # httpcore lets some of TLS' own errors, which are OSErrors as timeouts are, through.
+            # Once status and headers are here the other side has decided, whatever becomes of the text behind them.
+            if response is None:
+                return self._later(error, limit or f"{seconds:g} s")
+        encoding = response.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            body = bytearray(f"(the answer is encoded as {encoding}, which was not asked for)".encode())
+        return Answer(response.status_code, response.headers, bytes(body))
+
+    async def aclose(self) -> None:
+        """Close the connections; no exchange may be under way."""
+        await self._pool.http.aclose()
+
+    @asynccontextmanager
+    async def _pool_in_use(self) -> AsyncIterator[_Pool]:
+        pool = self._pool
+        pool.exchanges += 1
+        try:
+            yield pool
+        except BaseException:
+            # httpcore 1.0 keeps counting a connection whose TLS failed inside a proxy's tunnel, until it opens no more.
+            if self._proxy is not None and pool is self._pool:
+                self._pool = self._open()
+            raise
+        finally:
+            pool.exchanges -= 1
+            if pool is not self._pool and not pool.exchanges:
+                await pool.http.aclose()
+
+    def _later(self, error: Exception, limit: str) -> Later:
+        """Why no answer came, in words without a URL, a header or anything else that was sent."""
+        match error:
+            case httpx.ConnectTimeout():
+                return Later(
+                    f"no connection came about: check that {self._nearest} runs and that nothing drops its packets"
+                )
+            case TimeoutError() | httpx.TimeoutException():
+                return Later(f"no answer came within {limit}")
+            case httpx.RemoteProtocolError():
+                return Later(printable(f"the answer cannot be read: {self._masked(str(error))}"))
+            case httpx.ProxyError():
+                # httpcore's words: the status of the answer to CONNECT and its reason phrase.
+                fate = Fate.PARK if str(error).startswith("4") else Fate.RETRY
+                return Later(printable(f"the proxy does not let the connection pass: {self._masked(str(error))}"), fate)
+            case _:
+                return self._network_later(error) or Later(f"the connection failed ({type(error).__name__})")
+
+    def _masked(self, text: str) -> str:
+        return self.mask(text.encode()).decode(errors="replace")
+
+    @property
+    def _nearest(self) -> str:
+        """Who is at the other end of a connection that is made first."""
+        return self.peer if self._proxy is None else "the proxy"
+
+    def _network_later(self, error: BaseException) -> Later | None:
+        """What the operating system or OpenSSL says is the matter, where one of them is behind the error."""
+        for cause in _causes(error):
+            match cause:
+                case socket.gaierror():
+                    return Later(f"{self._nearest}'s host name cannot be resolved: {cause.strerror}", Fate.PARK)
+                case ssl.SSLError():
+                    return self._tls_later(cause)
+                case OSError(errno=int(number)):
+                    return Later(f"the connection failed: {os.strerror(number)}")
+                case _:
+                    pass
+        return None
+
+    def _tls_later(self, error: ssl.SSLError) -> Later:
+        match error:
+            case ssl.SSLCertVerificationError():
+                return Later(f"{self.peer}'s certificate cannot be trusted: {error.verify_message}", Fate.PARK)
+            case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
+                return Later("the connection was cut in the middle of TLS")
+            case ssl.SSLError(reason=str(reason)) if "CERTIFICATE" in reason and "ALERT" in reason:
+                hint = f"{self.peer} does not take the certificate that the worker shows: check tls_config"
+                return Later(f"TLS failed: {reason}; {hint}", Fate.PARK)
+            case _:
+                return Later(f"TLS failed: {error.reason}", Fate.PARK)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what led to it, nearest first; of several addresses that failed, what was wrong with the first."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause.__cause__ or cause.__context__

@@ -109,6 +109,8 @@ class Deliverer:
         self._unparked = asyncio.Event()
         self._probing = asyncio.Lock()
         self._probe_at = 0.0
+        self._not_before = 0.0  # what the receiver asked for; on the monotonic clock
+        self._first_failures = 0  # answers to 2.0 before the receiver has shown that it knows it
         self._log = log.bind(destination=destination.name)
         self._show_protocol()
 
@@ -141,21 +143,19 @@ class Deliverer:
         """
         attempt = failures = 0
         waited_seconds = 0.0
-        accepted_before = self.accepted_requests
         while True:
             verdict = await self._offer(request, attempt, stopping)
             if not isinstance(verdict, Later):
                 return await self._tell(request, verdict)
             await self._note_failure(verdict.reason)
-            failures += verdict.fate is Fate.RETRY
-            if failures >= failures_allowed and self._is_first_contact:
-                self._fall_back(f"the first requests in 2.0 failed: {verdict.reason}")
-                failures = 0
-            if failures >= failures_allowed and (
-                failures_allowed == 1 or self._attempts_allowed is None or self.accepted_requests > accepted_before
-            ):
+            if verdict.fate is Fate.RETRY:
+                failures += 1
+                if self._falls_back_after(verdict):
+                    failures = 0
+                    continue
+            if failures >= failures_allowed:
                 return verdict
-            if self._attempts_allowed is not None and attempt + 1 >= self._attempts_allowed:
+            if self._gives_up(verdict, attempt):
                 self._log.error("Giving up for this run; what is pending stays in the ledger", reason=verdict.reason)
                 return Interrupted.STOPPING
             if not self._waits_at_the_gate(verdict):
@@ -164,6 +164,27 @@ class Deliverer:
             if stopping.is_set() or not await wanted():
                 return Interrupted.STOPPING if stopping.is_set() else Interrupted.OVERTAKEN
             attempt += 1
+
+    def _falls_back_after(self, verdict: Later) -> bool:
+        """Whether 1.0 is to be tried, as the receiver has answered nothing but failures to its first requests in 2.0.
+
+        One that does not answer at all is down, and would not answer to 1.0 either.
+        """
+        if not self._is_first_contact or verdict.status is None:
+            return False
+        self._first_failures += 1
+        if self._first_failures < self._queue.split_after_failures:
+            return False
+        self._first_failures = 0
+        self._fall_back(f"the first requests in 2.0 failed: {verdict.reason}")
+        return True
+
+    def _gives_up(self, verdict: Later, attempt: int) -> bool:
+        """Whether a run that ends does so here; it does not wait for as long as a receiver may ask for either."""
+        if self._attempts_allowed is None:
+            return False
+        asked_seconds = verdict.retry_after_seconds or 0.0
+        return attempt + 1 >= self._attempts_allowed or asked_seconds > self._queue.max_backoff_seconds
 
     def pause_seconds(self, failures: int, previous_seconds: float = 0.0, asked_seconds: float | None = None) -> float:
         """How long to wait after so many failures before the one just seen; never less than the wait before it."""
@@ -208,19 +229,25 @@ class Deliverer:
     async def _exchange(
         self, request: Request, message: Message, attempt: int, stopping: asyncio.Event
     ) -> Verdict | Interrupted:
-        """Send once; to a parked destination only when it is time for a probe, and this is it."""
+        """Send once, when the receiver lets itself be asked; a parked one by one lane alone, when a probe is due."""
+        if await self._wait_until(lambda: self._not_before, stopping):
+            return Interrupted.STOPPING
         if self.parked is None:
             return self._heed(await self._send(request, message, attempt), message)
         async with self._probing:
-            while self.parked is not None:
-                self._health.completed(self.loop)
-                wait_seconds = self._probe_at - self._clock.monotonic()
-                if wait_seconds <= 0:
-                    break
-                await wait_for_any(self._clock, wait_seconds, stopping, self._unparked)
-                if stopping.is_set():
-                    return Interrupted.STOPPING
+            if await self._wait_until(lambda: self._probe_at if self.parked else 0.0, stopping):
+                return Interrupted.STOPPING
             return self._heed(await self._send(request, message, attempt), message)
+
+    async def _wait_until(self, moment: Callable[[], float], stopping: asyncio.Event) -> bool:
+        """Wait for a moment of the monotonic clock, which may come to be another one meanwhile; whether to stop."""
+        while (wait_seconds := moment() - self._clock.monotonic()) > 0:
+            self._health.completed(self.loop)
+            events = (stopping,) if self.parked is None else (stopping, self._unparked)
+            await wait_for_any(self._clock, wait_seconds, *events)
+            if stopping.is_set():
+                return True
+        return False
 
     async def _send(self, request: Request, message: Message, attempt: int) -> Verdict:
         self._health.beat(self.loop)
@@ -247,6 +274,9 @@ class Deliverer:
         match verdict:
             case Later(fate=Fate.PARK):
                 self._park(verdict)
+            case Later(status=None) if self.parked is not None:
+                # A silence does not tell that anything was corrected.
+                self._probe_at = self._clock.monotonic() + self._probe_interval_seconds(verdict)
             case _ if self.parked is not None:
                 self._log.info("The destination answers again; delivery goes on", was=self.parked)
                 self.parked = self.parked_at = None
@@ -255,13 +285,18 @@ class Deliverer:
                 self._metrics.push_parked.labels(self.name).set(0)
             case _:
                 pass
+        if isinstance(verdict, Later) and verdict.retry_after_seconds is not None and verdict.fate is not Fate.PARK:
+            self._not_before = max(self._not_before, self._clock.monotonic() + verdict.retry_after_seconds)
         return verdict
 
-    def _park(self, verdict: Later) -> None:
+    def _probe_interval_seconds(self, verdict: Later) -> float:
         # A run that ends does not wait for a probe: its attempts have pauses of their own.
         waits = self._attempts_allowed is None
         interval_seconds = self._queue.parked_probe_interval_seconds if waits else 0.0
-        interval_seconds = max(interval_seconds, verdict.retry_after_seconds or 0.0)
+        return max(interval_seconds, verdict.retry_after_seconds or 0.0)
+
+    def _park(self, verdict: Later) -> None:
+        interval_seconds = self._probe_interval_seconds(verdict)
         if self.parked is None:
             self._unparked.clear()
             self.parked_at = self._clock.now()

@@ -9,13 +9,14 @@ A batch that fails again and again with 5xx is treated in the same way, with one
 outage looks like. So a sample is blamed only when the receiver has taken other rows before and after it failed, twice.
 
 One short cut, for a strict receiver, whose queue waits for the search: where all of a window is refused that is older
-than an hour, and sixteen samples from all over it are refused each alone, the rest is taken to be too old like them,
-and so is what is older still. It takes nothing that is an hour older than its newest sample, whatever the series; asked
-about each sample of a long outage, it would have grown too old for the rest before the search were done.
+than an hour, and sixteen samples of it, chosen by chance, are refused each alone, the rest is taken to be too old like
+them. It takes nothing that is an hour older than its newest sample, whatever the series; asked about each sample of a
+long outage, it would have grown too old for the rest before the search were done.
 
 Pure but for what it is given to send with. Knows nothing of the ledger; what it has not decided stays pending there.
 """
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import assert_never
@@ -36,8 +37,10 @@ _TRIED_OF_A_WINDOW = 16
 # Halvings from a batch down to a sample: enough for the largest batch, 2^20 samples.
 _MOST_HALVINGS = 20
 
-# Rounds in which a sample must fail while the receiver takes other rows, before it is blamed for a 5xx.
-_ROUNDS = 2
+# How often a sample must fail while the receiver takes other rows, before it is blamed for a 5xx: twice in each of two
+# rounds. More where the receiver fails others, too: until chance would have done it once in a million times.
+_LEAST_FAILURES = 4
+_CHANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +71,13 @@ class _Doubt:
     """A single sample that failed, and may or may not be to blame.
 
     accepted_requests: how many the receiver had accepted when it failed last.
-    rounds:            how often it failed alike, each time with something accepted since the time before.
+    failures:          how often it failed alike while the receiver was seen to work.
     """
 
-    batch: Batch
+    request: Request
     failure: Later
     accepted_requests: int
-    rounds: int = 0
+    failures: int = 0
 
 
 class Isolation:
@@ -87,7 +90,7 @@ class Isolation:
         request: Callable[[Batch], Request],
         accepted_requests: Callable[[], int],
         pause: Callable[[int], Awaitable[bool]],
-        ages: "Ages | None",
+        strict: bool,
         clock: Clock,
     ) -> None:
         """Make it.
@@ -95,13 +98,13 @@ class Isolation:
         send:              sends a request, with so many failures allowed.
         accepted_requests: how many requests the receiver has accepted so far, of any lane.
         pause:             waits after so many failures in a row; tells whether to stop.
-        ages:              what is known of what is too old for a strict receiver; None for any other.
+        strict:            whether the receiver takes nothing out of order.
         """
         self._send = send
         self._request = request
         self._accepted_requests = accepted_requests
         self._pause = pause
-        self._ages = ages
+        self._strict = strict
         self._clock = clock
         self._suspects: list[Batch] = []  # what comes next is last
         self._doubtful: list[_Doubt] = []
@@ -111,45 +114,46 @@ class Isolation:
         self._failures_in_a_row = 0
         self._accepted_before = accepted_requests()
         self._works = False  # whether the receiver has accepted anything since the search began
-        self._control: Batch | None = None  # the smallest part that was accepted
+        self._control: Request | None = None  # the smallest part that was accepted
+        self._passed = 0  # requests that were accepted
+        self._shed = 0  # requests that failed with nothing in them to blame: they were accepted another time
         self.interrupted: Interrupted | None = None
         """Why the search ended before everything was decided."""
         self.largest_taken_bytes = 0
         """Bytes of the largest part that was accepted."""
         self.declined_samples = 0
 
-    async def decisions(self, batch: Batch, verdict: Refused | Later) -> AsyncIterator[Decision]:
-        """What becomes of each sample of a batch on which the receiver gave this verdict as a whole."""
-        async for decision in self._suspect(batch, verdict):
+    async def decisions(self, request: Request, verdict: Refused | Later) -> AsyncIterator[Decision]:
+        """What becomes of each sample of a request on which the receiver gave this verdict as a whole."""
+        async for decision in self._suspect(request, verdict):
             yield decision
         while self._suspects and self.interrupted is None:
-            batch = self._suspects.pop()
-            answer = await self._try(batch)
+            part = self._request(self._suspects.pop())
+            answer = await self._try(part)
             match answer:
                 case Interrupted():
                     self.interrupted = answer
                 case Accepted():
-                    yield self._taken(batch)
-                    self._infer(batch)
+                    yield self._taken(part)
+                    self._infer(part.batch)
                 case Refused() | Later():
-                    async for decision in self._suspect(batch, answer):
+                    async for decision in self._suspect(part, answer):
                         yield decision
                 case _:
                     assert_never(answer)
         async for decision in self._blame():
             yield decision
 
-    async def _suspect(self, batch: Batch, verdict: Refused | Later) -> AsyncIterator[Decision]:
+    async def _suspect(self, request: Request, verdict: Refused | Later) -> AsyncIterator[Decision]:
         """Decide on what was not taken, or note what is to be tried next."""
+        batch = request.batch
         match verdict:
-            case Refused() if self._ages is not None and self._ages.covers(batch):
-                yield self._declined(batch, verdict, " (like everything that is newer than it and too old)")
-            case Refused() if batch.sample_count == 1:
+            case Refused() if request.sample_count == 1 or not verdict.is_about_content:
                 yield self._declined(batch, verdict)
-            case Later() if batch.sample_count == 1:
-                self._doubtful.append(_Doubt(batch, verdict, self._accepted_requests()))
-            case Refused() if self._ages is not None and self._may_be_too_old(batch):
-                async for decision in self._try_some(batch, verdict, self._ages):
+            case Later() if request.sample_count == 1:
+                self._doubtful.append(_Doubt(request, verdict, self._accepted_requests()))
+            case Refused() if self._may_be_too_old(batch):
+                async for decision in self._try_some(batch, verdict):
                     yield decision
             case Later() if self._failures_in_a_row > _MOST_HALVINGS and not self._is_largest_of_a_round(batch):
                 # Nothing goes through: one after the other is tried until something does.
@@ -189,7 +193,7 @@ class Isolation:
             batch.sample_count >= suspect.sample_count for suspect in self._suspects
         )
 
-    async def _try(self, batch: Batch) -> Accepted | Refused | Later | Interrupted:
+    async def _try(self, request: Request) -> Accepted | Refused | Later | Interrupted:
         """Send a part once; after a failure with nothing to show that the receiver works, later."""
         while self._failures_in_a_row > _MOST_HALVINGS and self._control is not None and self.interrupted is None:
             # Is it still the samples, or has the receiver gone? What it has taken before will tell.
@@ -199,7 +203,6 @@ class Isolation:
         await self._wait_after_failures()
         if self.interrupted is not None:
             return self.interrupted
-        request = self._request(batch)
         answer = await self._send(request, 1)
         match answer:
             case Accepted():
@@ -227,12 +230,13 @@ class Isolation:
             self._failures_in_a_row = min(self._failures_in_a_row, 1)
         return self._works and self._failures_in_a_row <= _MOST_HALVINGS
 
-    async def _try_some(self, batch: Batch, verdict: Refused, ages: "Ages") -> AsyncIterator[Decision]:
+    async def _try_some(self, batch: Batch, verdict: Refused) -> AsyncIterator[Decision]:
         """Try a few samples of an old window: if each is refused, all will be; else all are looked at."""
         self._looked_at.update(bucket.timestamp_ms for bucket in batch.buckets)
         singles, rest = spread(batch, _TRIED_OF_A_WINDOW)
         for index, single in enumerate(singles):
-            answer = await self._try(single)
+            part = self._request(single)
+            answer = await self._try(part)
             match answer:
                 case Interrupted():
                     self.interrupted = answer
@@ -241,7 +245,7 @@ class Isolation:
                     yield self._declined(single, answer)
                     continue
                 case Accepted():
-                    yield self._taken(single)
+                    yield self._taken(part)
                 case Later():
                     self._suspects.append(single)
                 case _:
@@ -249,7 +253,6 @@ class Isolation:
             untried = [bucket for part in (rest, *singles[index + 1 :]) for bucket in part.buckets]
             self._suspects.append(Batch(tuple(untried), batch.series))
             return
-        ages.refused(batch)
         yield self._declined(rest, verdict, f" ({_TRIED_OF_A_WINDOW} samples of this time were tried alone)")
 
     async def _blame(self) -> AsyncIterator[Decision]:
@@ -260,35 +263,45 @@ class Isolation:
             proven = self._accepted_requests() > doubt.accepted_requests or await self._takes_control()
             if self.interrupted is not None:
                 return
-            if proven and doubt.rounds >= _ROUNDS:
-                yield self._declined(doubt.batch, doubt.failure)
+            if proven and doubt.failures >= self._failures_to_blame():
+                yield self._declined(doubt.request.batch, doubt.failure)
                 continue
             async for decision in self._try_again(doubt, proven=proven):
                 yield decision
             if not proven and self._failures_in_a_row and await self._pause(self._failures_in_a_row):
                 self.interrupted = Interrupted.STOPPING
 
+    def _failures_to_blame(self) -> int:
+        """How often a sample must have failed: so often that chance alone would have done it once in a million times.
+
+        A receiver that sheds load fails requests by chance: as many of them as had to be sent again in this search.
+        """
+        share = self._shed / (self._shed + self._passed) if self._shed else 0.0
+        return max(_LEAST_FAILURES, math.ceil(math.log(_CHANCE) / math.log(share)) if 0.0 < share < 1.0 else 0)
+
     async def _try_again(self, doubt: _Doubt, *, proven: bool) -> AsyncIterator[Decision]:
         """Send what is in doubt again; where it fails, it goes to the end."""
-        request = self._request(doubt.batch)
-        answer = await self._send(request, 1)
+        failures = doubt.failures
+        answer = await self._send(doubt.request, 1)
         if proven and isinstance(answer, Later):
             # At once again: a receiver that fails every other time would else fail it and take what is between.
-            answer = await self._send(request, 1)
+            failures += 1
+            answer = await self._send(doubt.request, 1)
         match answer:
             case Interrupted():
                 self.interrupted = answer
             case Accepted():
                 self._failures_in_a_row = 0
-                yield self._taken(doubt.batch)
+                self._shed += 1 + failures
+                yield self._taken(doubt.request)
             case Refused():
                 self._failures_in_a_row = 0
-                yield self._declined(doubt.batch, answer)
+                yield self._declined(doubt.request.batch, answer)
             case Later(status=status):
                 self._failures_in_a_row += 1
                 # What fails for its own sake fails in the same way each time.
-                rounds = doubt.rounds + proven if status == doubt.failure.status else 0
-                self._doubtful.append(_Doubt(doubt.batch, answer, self._accepted_requests(), rounds))
+                failures = failures + proven if status == doubt.failure.status else 0
+                self._doubtful.append(_Doubt(doubt.request, answer, self._accepted_requests(), failures))
             case _:
                 assert_never(answer)
 
@@ -296,18 +309,26 @@ class Isolation:
         """Whether the receiver takes what it has taken before: the same samples with the same values."""
         if self._control is None:
             return False
-        answer = await self._send(self._request(self._control), 1)
-        if isinstance(answer, Interrupted):
-            self.interrupted = answer
-        self._failures_in_a_row = self._failures_in_a_row + 1 if isinstance(answer, Later) else 0
-        return isinstance(answer, Accepted | Refused)
+        answer = await self._send(self._control, 1)
+        match answer:
+            case Interrupted():
+                self.interrupted = answer
+            case Later():
+                self._failures_in_a_row += 1
+                self._shed += 1
+            case Accepted() | Refused():
+                self._failures_in_a_row = 0
+                self._passed += 1
+                return True
+            case _:
+                assert_never(answer)
+        return False
 
-    def _taken(self, batch: Batch) -> Taken:
-        if self._control is None or batch.sample_count < self._control.sample_count:
-            self._control = batch
-        if self._ages is not None:
-            self._ages.taken(batch)
-        return Taken(batch)
+    def _taken(self, request: Request) -> Taken:
+        self._passed += 1
+        if self._control is None or request.sample_count < self._control.sample_count:
+            self._control = request
+        return Taken(request.batch)
 
     def _declined(self, batch: Batch, verdict: Refused | Later, note: str = "") -> Declined:
         self.declined_samples += batch.sample_count
@@ -317,29 +338,9 @@ class Isolation:
     def _may_be_too_old(self, batch: Batch) -> bool:
         timestamps_ms = {bucket.timestamp_ms for bucket in batch.buckets}
         return (
-            len(timestamps_ms) == 1
+            self._strict
+            and len(timestamps_ms) == 1
             and timestamps_ms.isdisjoint(self._looked_at)
             and batch.sample_count > 2 * _TRIED_OF_A_WINDOW
             and min(timestamps_ms) / 1000 < self._clock.now() - _AGE_OF_SUSPICION_SECONDS
         )
-
-
-class Ages:
-    """What a receiver was found to refuse for its age; forgotten when it takes something as old."""
-
-    def __init__(self) -> None:
-        self.refused_up_to_ms = -1
-        """Windows stamped then or earlier were refused; -1 where none was."""
-
-    def covers(self, batch: Batch) -> bool:
-        """Whether all of the batch is as old as what was refused for its age."""
-        return all(bucket.timestamp_ms <= self.refused_up_to_ms for bucket in batch.buckets)
-
-    def refused(self, batch: Batch) -> None:
-        """All of the batch is too old for the receiver."""
-        self.refused_up_to_ms = max(self.refused_up_to_ms, *(bucket.timestamp_ms for bucket in batch.buckets))
-
-    def taken(self, batch: Batch) -> None:
-        """The receiver has taken this batch."""
-        if any(bucket.timestamp_ms <= self.refused_up_to_ms for bucket in batch.buckets):
-            self.refused_up_to_ms = -1

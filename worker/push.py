@@ -27,7 +27,7 @@ from worker.config import DestinationSettings, Message
 from worker.deliver import Deliverer, Interrupted, Request, Sender
 from worker.errors import LedgerFullError
 from worker.health import Health
-from worker.isolate import Ages, Decision, Declined, Isolation, Taken
+from worker.isolate import Decision, Declined, Taken
 from worker.ledger import (
     WHOLE_QUEUE,
     Lane,
@@ -46,8 +46,10 @@ from worker.ledger import (
 from worker.observe import Metrics, get_logger
 from worker.rate import Allowance
 from worker.remote_write import Accepted, Later, Outbox, Outgoing, Refused, split_batch
+from worker.search import Search
 from worker.series import MetricMetadata
 from worker.size import RequestSize
+from worker.tally import Tally
 
 # A pusher that has nothing to do is woken by the ledger; it looks by itself this often, to show that it turns.
 IDLE_SECONDS = 30.0
@@ -72,49 +74,8 @@ class _Turn:
 
     requests: tuple[Request, ...]
     bucket_ids: frozenset[int]
-    tally: "_Tally"
+    tally: Tally
     read_at: float
-
-
-class _Tally:
-    """Which samples of a turn's buckets are not decided on yet."""
-
-    def __init__(self, batch: Batch) -> None:
-        self._undecided = {bucket.bucket_id: bucket.sample_count for bucket in batch.buckets}
-        self._refusals: dict[int, list[Refusal]] = {}
-        self._partly: set[int] = set()
-
-    def count(self, decision: Decision) -> tuple[list[int], list[Refusal], set[int]]:
-        """Take a decision in; return the buckets that are decided on as a whole by it.
-
-        Those that are acknowledged; what was refused of the others, and of which of these a part is acknowledged.
-        """
-        acknowledged: list[int] = []
-        refusals: list[Refusal] = []
-        partly: set[int] = set()
-        for bucket in decision.batch.buckets:
-            number = bucket.bucket_id
-            match decision:
-                case Taken():
-                    self._partly.add(number)
-                case Declined(status=status, text=text):
-                    self._refusals.setdefault(number, []).append(Refusal(number, bucket.series_ids, status, text))
-                case _:
-                    assert_never(decision)
-            self._undecided[number] -= bucket.sample_count
-            if self._undecided[number] > 0:
-                continue
-            del self._undecided[number]
-            if number in self._refusals:
-                refusals += self._refusals.pop(number)
-                partly |= self._partly & {number}
-            else:
-                acknowledged.append(number)
-        return acknowledged, refusals, partly
-
-    def undecided(self, bucket_ids: Sequence[int]) -> list[int]:
-        """Those of these buckets that are not decided on as a whole."""
-        return [bucket_id for bucket_id in bucket_ids if bucket_id in self._undecided]
 
 
 @dataclass(slots=True)
@@ -123,7 +84,7 @@ class _LaneState:
 
     sending:   held by whoever sends: one request of a lane at a time.
     in_hand:   buckets of the turns that were read and are not done with: not to be read again.
-    searched:  the same of the searches that are under way.
+    searched:  the same of each search that is under way.
     put_off:   the same of requests that need a search, too: they are sent again when the one under way is over.
     isolating: the search for what is to blame in a request of the lane, beside which its other work goes on.
     gave_up:   whether a search has used up the attempts of a run that ends.
@@ -132,7 +93,7 @@ class _LaneState:
     lane: Lane
     sending: asyncio.Lock = field(default_factory=asyncio.Lock)
     in_hand: set[int] = field(default_factory=set)
-    searched: set[int] = field(default_factory=set)
+    searched: list[frozenset[int]] = field(default_factory=list)
     put_off: set[int] = field(default_factory=set)
     isolating: asyncio.Task[Interrupted | None] | None = None
     gave_up: bool = False
@@ -191,7 +152,6 @@ class Pusher:
         )
         self.loop = self.deliverer.loop
         self._outbox = Outbox(destination)
-        self._ages = Ages() if self._strict else None
         self._searches = Allowance(self._queue.max_split_requests_per_minute, per_seconds=60.0, clock=clock)
         self._size = RequestSize(self._queue.max_bytes_per_send)
         self._expired_at = float("-inf")
@@ -269,6 +229,7 @@ class Pusher:
     ) -> tuple[_Turn | None, Position | None]:
         """Read and encode what comes next in a stretch of a lane; nothing at its end."""
         while True:
+            read_at = self._clock.monotonic()
             await self._expire_too_old()
             waited_for_since = self._clock.now() - self._queue.max_wait_for_missing_window_seconds
             pending = await self._ledger.read(
@@ -279,7 +240,7 @@ class Pusher:
                 one_window_per_series=self._strict,
                 lane=state.lane,
                 stretch=stretch,
-                without=state.in_hand | state.searched | state.put_off,
+                without=state.in_hand.union(*state.searched, state.put_off),
                 waited_for_since=waited_for_since if self._strict else None,
             )
             if pending is None:
@@ -294,12 +255,12 @@ class Pusher:
                 await self._record(partial(set_aside, bucket_ids=pending.damaged))
             if pending.batch.buckets:
                 outgoing = self._outbox.outgoing(pending.batch)
-                tally = _Tally(pending.batch)
+                tally = Tally(pending.batch)
                 await self._settle_what_is_not_sent(tally, outgoing)
                 if outgoing.batch.buckets:
-                    return self._turn(state, outgoing.batch, tally), after
+                    return self._turn(state, outgoing.batch, tally, read_at), after
 
-    async def _settle_what_is_not_sent(self, tally: _Tally, outgoing: Outgoing) -> None:
+    async def _settle_what_is_not_sent(self, tally: Tally, outgoing: Outgoing) -> None:
         """What a relabelling rule drops has been delivered as the user wants it: not at all."""
         if outgoing.dropped:
             await self._settle(tally, Taken(Batch(outgoing.dropped, {})), sent=False)
@@ -310,7 +271,7 @@ class Pusher:
         """Where recent windows begin, which do not wait behind the backlog; None where the order must be kept."""
         return None if self._strict else int(self._clock.now() - self._queue.live_window_seconds)
 
-    def _turn(self, state: _LaneState, batch: Batch, tally: _Tally) -> _Turn:
+    def _turn(self, state: _LaneState, batch: Batch, tally: Tally, read_at: float) -> _Turn:
         message = self.deliverer.protocol.message
         # What is cut for 2.0 fits in 1.0, too.
         parts = split_batch(
@@ -319,7 +280,7 @@ class Pusher:
         requests = tuple(self._request(part) for part in parts)
         for request in requests:
             request.body(message)
-        turn = _Turn(requests, frozenset(bucket.bucket_id for bucket in batch.buckets), tally, self._clock.monotonic())
+        turn = _Turn(requests, frozenset(bucket.bucket_id for bucket in batch.buckets), tally, read_at)
         state.in_hand |= turn.bucket_ids
         return turn
 
@@ -338,10 +299,16 @@ class Pusher:
             return Interrupted.OVERTAKEN
         for request in turn.requests:
             wanted = partial(self._are_pending, request.bucket_ids)
-            answer = await self._send(state, request, stopping, wanted=wanted)
+            answer = await self._send(
+                state,
+                request,
+                stopping=stopping,
+                wanted=wanted,
+                failures_allowed=self._queue.split_after_failures,
+            )
             match answer:
                 case Accepted():
-                    self._size.taken()
+                    self._size.taken(request.size_bytes)
                     self._show_size()
                     await self._settle(turn.tally, Taken(request.batch))
                 case Refused(status=status, text=text) if not answer.is_about_content:
@@ -364,10 +331,10 @@ class Pusher:
         self,
         state: _LaneState,
         request: Request,
-        stopping: asyncio.Event,
         *,
+        stopping: asyncio.Event,
         wanted: Callable[[], Awaitable[bool]],
-        failures_allowed: int | None = None,
+        failures_allowed: int,
     ) -> Accepted | Refused | Later | Interrupted:
         """Send one request of the lane while no other one is under way."""
         async with state.sending:
@@ -377,13 +344,13 @@ class Pusher:
                 request,
                 stopping,
                 wanted=wanted,
-                failures_allowed=failures_allowed or self._queue.split_after_failures,
+                failures_allowed=failures_allowed,
             )
 
     async def _isolate(
         self,
         state: _LaneState,
-        tally: _Tally,
+        tally: Tally,
         request: Request,
         verdict: Refused | Later,
         *,
@@ -406,7 +373,7 @@ class Pusher:
             what = "A request failed again and again; its samples are tried in smaller parts"
             self._log.warning(what, reason=verdict.reason, samples=request.sample_count)
         self._metrics.push_splits_total.labels(self.name).inc()
-        state.searched |= set(request.bucket_ids)
+        state.searched.append(frozenset(request.bucket_ids))
         search = self._search(state, tally, request, verdict, stopping)
         if self._strict or state.is_searching:
             return await search
@@ -416,66 +383,49 @@ class Pusher:
     async def _search(
         self,
         state: _LaneState,
-        tally: _Tally,
+        tally: Tally,
         request: Request,
         verdict: Refused | Later,
         stopping: asyncio.Event,
     ) -> Interrupted | None:
-        # Waits go on where those of the whole request ended.
-        failures_before = self._queue.split_after_failures if isinstance(verdict, Later) else 0
-
-        async def wanted() -> bool:
-            return await self._are_pending(tally.undecided(request.bucket_ids))
-
-        async def send(part: Request, failures_allowed: int) -> Accepted | Refused | Later | Interrupted:
-            if not await self._searches.take(stopping):
-                return Interrupted.STOPPING
-            if not await wanted():
-                return Interrupted.OVERTAKEN
-            self._metrics.push_split_requests_total.labels(self.name).inc()
-            # Beside a refusal, a failure is one like any other: the same bytes are sent again.
-            allowed = failures_allowed if isinstance(verdict, Later) else None
-            return await self._send(state, part, stopping, wanted=wanted, failures_allowed=allowed)
-
-        async def pause(failures: int) -> bool:
-            self._health.beat(self.loop)
-            if self._attempts_allowed is not None and failures >= self._attempts_allowed:
-                return True
-            seconds = self.deliverer.pause_seconds(failures_before + failures - 1)
-            return await wait_for_any(self._clock, seconds, stopping)
-
-        isolation = Isolation(
-            send=send,
-            request=self._request,
-            accepted_requests=lambda: self.deliverer.accepted_requests,
-            pause=pause,
-            ages=self._ages,
+        search = Search(
+            request,
+            verdict,
+            send=partial(self._send, state, stopping=stopping),
+            wanted=lambda: self._are_pending(tally.undecided(request.bucket_ids)),
+            make_request=self._request,
+            count=self._metrics.push_split_requests_total.labels(self.name).inc,
+            deliverer=self.deliverer,
+            allowance=self._searches,
+            strict=self._strict,
+            attempts_allowed=self._attempts_allowed,
+            failures_before=self._queue.split_after_failures,
             clock=self._clock,
         )
         refusals: list[Refusal] = []
         try:
-            if isinstance(verdict, Later) and await pause(0):
-                return Interrupted.STOPPING
-            async for decision in isolation.decisions(request.batch, verdict):
+            async for decision in search.decisions(stopping):
                 refusals += await self._settle(tally, decision)
+                self._health.beat(self.loop)
         finally:
             self._tell(refusals)
             # What is not decided on waits again, and so does the backlog that was not read meanwhile.
-            state.searched -= set(request.bucket_ids)
-            state.put_off.clear()
+            state.searched.remove(frozenset(request.bucket_ids))
+            if not state.searched:
+                state.put_off.clear()
             self._ledger.announce()
-        state.gave_up = state.gave_up or isolation.interrupted is Interrupted.STOPPING
-        if isolation.interrupted is None and isinstance(verdict, Refused):
-            self._learn_size(request, verdict, isolation)
-        return isolation.interrupted
+        state.gave_up = state.gave_up or search.interrupted is Interrupted.STOPPING
+        if search.interrupted is None and isinstance(verdict, Refused):
+            self._learn_size(request, verdict, search)
+        return search.interrupted
 
-    def _learn_size(self, request: Request, verdict: Refused, isolation: Isolation) -> None:
+    def _learn_size(self, request: Request, verdict: Refused, search: Search) -> None:
         """What was refused together and taken apart was too large, and so was what is said to be."""
-        if isolation.declined_samples and verdict.status != 413:
+        if search.declined_samples and verdict.status != 413:
             return
-        largest_taken_bytes = isolation.largest_taken_bytes or request.size_bytes // 2
-        if largest_taken_bytes < self._size.max_bytes:
-            self._size.refused(largest_taken_bytes)
+        if self._size.refused(
+            request.size_bytes, search.largest_taken_bytes or request.size_bytes // 2, said_so=verdict.status == 413
+        ):
             self._show_size()
             self._log.warning(
                 "The receiver takes smaller requests only; they are cut to that size", max_bytes=self._size.max_bytes
@@ -484,9 +434,9 @@ class Pusher:
     def _show_size(self) -> None:
         self._metrics.push_max_bytes_per_send.labels(self.name).set(self._size.max_bytes)
 
-    async def _settle(self, tally: _Tally, decision: Decision, *, sent: bool = True) -> list[Refusal]:
+    async def _settle(self, tally: Tally, decision: Decision, *, sent: bool = True) -> list[Refusal]:
         """Write down what is decided on as a whole; return what of it is refused."""
-        acknowledged, refusals, partly = tally.count(decision)
+        acknowledged, refusals, partly = tally.count(decision, sent=sent)
         if acknowledged:
             await self._record(partial(acknowledge, bucket_ids=acknowledged, any_taken=sent))
         if refusals:
@@ -581,7 +531,9 @@ class _Reading:
     async def _next_of_backlog(self) -> _Turn | None:
         if self._backlog is None or self._state.is_searching:
             return None
-        turn, self._after = await self._pusher.read(self._state, self._backlog, self._after)
+        # Where the order counts, always from the front: older windows may have come in there meanwhile.
+        after = None if self._live is None else self._after
+        turn, self._after = await self._pusher.read(self._state, self._backlog, after)
         if turn is None:
             self._backlog = None
         return turn

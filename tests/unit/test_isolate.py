@@ -1,5 +1,6 @@
 import asyncio
 import math
+import random
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
@@ -14,7 +15,7 @@ from tests.clocks import ManualClock
 from tests.unit.remote_write.batches import batch, bucket
 from worker.buckets import Batch
 from worker.deliver import Interrupted, Request
-from worker.isolate import Ages, Declined, Isolation, Taken
+from worker.isolate import Declined, Isolation, Taken
 from worker.remote_write import Accepted, Fate, Later, Refused
 
 NOW = 1_760_000_000.0
@@ -46,6 +47,7 @@ class Receiver:
     keeps_good:   whether it stores the good part of what it refuses.
     most_samples: in one request; more is answered with 413.
     down:         how many of the next requests fail, whatever is in them.
+    sheds:        whether the next one does.
     """
 
     is_bad: Callable[[Sample], bool]
@@ -53,6 +55,7 @@ class Receiver:
     keeps_good: bool = False
     most_samples: int = 10**9
     down: int = 0
+    sheds: Callable[[], bool] = lambda: False
     stored: Counter[Sample] = field(default_factory=Counter)
     requests: int = 0
     accepted: int = 0
@@ -65,8 +68,8 @@ class Receiver:
             return Interrupted.STOPPING
         self.requests += 1
         await asyncio.sleep(0)
-        if self.down:
-            self.down -= 1
+        if self.down or self.sheds():
+            self.down = max(0, self.down - 1)
             return Later("HTTP 503: down", Fate.RETRY, 503)
         sent = samples_of(request.batch)
         if len(sent) > self.most_samples:
@@ -86,7 +89,7 @@ class Search:
     """A search in a batch, carried to its end, and what came of every sample."""
 
     receiver: Receiver
-    ages: Ages | None = None
+    strict: bool = False
     clock: ManualClock = field(default_factory=lambda: ManualClock(NOW))
     paused: list[int] = field(default_factory=list)
     most_pauses: int = 10_000
@@ -100,10 +103,10 @@ class Search:
             request=sized_request,
             accepted_requests=lambda: self.receiver.accepted + self.receiver.elsewhere,
             pause=self.pause,
-            ages=self.ages,
+            strict=self.strict,
             clock=self.clock,
         )
-        async for decision in self.isolation.decisions(searched, verdict):
+        async for decision in self.isolation.decisions(sized_request(searched), verdict):
             match decision:
                 case Taken(batch=part):
                     self.taken.update(samples_of(part))
@@ -125,12 +128,12 @@ def sized_request(part: Batch) -> Any:
 
 
 async def isolated(
-    searched: Batch, bad: Collection[Sample] | Callable[[Sample], bool], *, ages: Ages | None = None, **receiver: Any
+    searched: Batch, bad: Collection[Sample] | Callable[[Sample], bool], *, strict: bool = False, **receiver: Any
 ) -> Search:
     """Search in a batch that the receiver has just refused as a whole, or has failed to take often enough."""
     model = Receiver(bad if callable(bad) else frozenset(bad).__contains__, **receiver)
     whole = Refused(model.status, "whole") if model.status < 500 else Later("whole", Fate.RETRY, model.status)
-    return await Search(model, ages).run(searched, whole)
+    return await Search(model, strict).run(searched, whole)
 
 
 def bound(samples: int, bad: int) -> int:
@@ -250,38 +253,27 @@ async def test_a_sample_that_failed_and_is_taken_later_is_not_blamed() -> None:
 async def test_a_window_that_is_too_old_for_a_strict_receiver_is_not_tried_sample_by_sample() -> None:
     old = NOW_MS - 7_200_000
     searched = windows(4, 2_000, newest_ms=old)
-    ages = Ages()
-    search = await isolated(searched, lambda sample: sample[0] < old, ages=ages)
+    search = await isolated(searched, lambda sample: sample[0] < old, strict=True)
     assert_all_is_decided(search, searched, [s for s in samples_of(searched) if s[0] < old])
     assert search.receiver.requests < 60
-    assert ages.refused_up_to_ms == old - MINUTE_MS
 
 
 async def test_a_strict_receiver_that_takes_one_of_those_that_are_tried_is_asked_about_all() -> None:
     old = NOW_MS - 7_200_000
     searched = windows(1, 2_000, newest_ms=old)
-    bad = [sample for sample in samples_of(searched) if sample[1] % 125 != 1]
-    search = await isolated(searched, bad, ages=Ages())
+    bad = [sample for sample in samples_of(searched) if sample[1] % 2]
+    search = await isolated(searched, bad, strict=True)
     assert_all_is_decided(search, searched, bad)
 
 
-async def test_what_is_older_than_what_was_found_too_old_costs_one_request() -> None:
-    ages = Ages()
-    old = NOW_MS - 7_200_000
-    ages.refused(windows(1, 1, newest_ms=old))
-    search = await Search(Receiver(lambda _sample: True), ages).run(windows(3, 500, newest_ms=old), Refused(400, "old"))
-    assert search.receiver.requests == 0
-    assert len(search.declined) == 1_500
-
-
-async def test_an_old_sample_that_is_taken_ends_what_was_known_of_ages() -> None:
-    ages = Ages()
-    old = NOW_MS - 7_200_000
-    ages.refused(windows(1, 1, newest_ms=old))
-    ages.taken(windows(1, 1, newest_ms=old + MINUTE_MS))
-    assert ages.refused_up_to_ms == old
-    ages.taken(windows(1, 1, newest_ms=old))
-    assert ages.refused_up_to_ms < 0
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.9])
+async def test_a_receiver_that_sheds_load_loses_nothing(share: float) -> None:
+    chance = random.Random(5)
+    searched = windows(4, 100)
+    receiver = Receiver(lambda _sample: False, status=500, sheds=lambda: chance.random() < share)
+    search = await Search(receiver).run(searched, Later("HTTP 503: busy", Fate.RETRY, 503))
+    assert not search.declined
+    assert set(search.taken) == set(samples_of(searched))
 
 
 @pytest.mark.parametrize("age_ms", [0, 7_200_000])
@@ -295,7 +287,7 @@ async def test_where_out_of_order_is_taken_every_sample_of_a_refused_window_is_t
 async def test_a_recent_window_of_a_strict_receiver_is_tried_sample_by_sample() -> None:
     searched = windows(1, 100)
     everything = samples_of(searched)
-    search = await isolated(searched, everything[:-1], ages=Ages())
+    search = await isolated(searched, everything[:-1], strict=True)
     assert_all_is_decided(search, searched, everything[:-1])
 
 

@@ -87,7 +87,7 @@ async def test_a_failure_while_a_refused_request_is_searched_is_met_by_sending_t
     bad = {(1, 2, "C1")}
 
     def answer(sent: Sent) -> Verdict:
-        if len(scene.receiver.sent) > 1 and sent.attempt < 2:
+        if len(scene.receiver.sent) > 1 and not sent.attempt:
             return DOWN
         return never_takes(bad)(sent)
 
@@ -97,7 +97,7 @@ async def test_a_failure_while_a_refused_request_is_searched_is_met_by_sending_t
     attempts: dict[bytes, list[int]] = {}
     for sent in scene.receiver.sent[1:]:
         attempts.setdefault(sent.body, []).append(sent.attempt)
-    assert set(map(tuple, attempts.values())) == {(0, 1, 2)}
+    assert set(map(tuple, attempts.values())) == {(0, 1)}
 
 
 # ------------------------------------------------------------------------------------------ what fails for ever
@@ -119,10 +119,10 @@ async def test_a_request_that_fails_so_often_is_tried_in_parts_so_that_poison_co
 
 async def test_an_outage_refuses_nothing_however_long_it_lasts(scene: Scene) -> None:
     await scene.captured(ZONES, range(10))
-    scene.receiver.answer = lambda _sent: DOWN if scene.clock.now() < NOW + 48 * HOUR else ACCEPTED
+    scene.receiver.answer = lambda _sent: DOWN if scene.clock.now() < NOW + 6 * HOUR else ACCEPTED
     await scene.pusher(max_samples_per_send=30).drain(scene.stopping)
     await assert_all_but([], samples_of(ZONES, range(10)), scene)
-    assert len(scene.receiver.sent) < 4 * 48 * 60 + 500, "in each lane one request a minute, and little more afterwards"
+    assert len(scene.receiver.sent) < 4 * 6 * 60 + 500, "in each lane one request a minute, and little more afterwards"
 
 
 async def test_poison_does_not_hold_up_the_windows_that_come_in(scene: Scene) -> None:
@@ -177,7 +177,7 @@ async def test_poison_of_which_nobody_can_tell_is_given_up_with_the_replay_bound
     await strict.captured([1], [0])
     strict.receiver.answer = lambda _sent: POISON
     running = asyncio.create_task(strict.pusher(window_seconds=0).run(strict.stopping))
-    await sees(lambda: strict.clock.now() > NOW + 24 * HOUR, running)
+    await sees(lambda: strict.clock.now() > NOW + 2 * HOUR, running)
     assert await strict.ledger.write(expire, ended_before=NOW, now=strict.clock.now())
     under_way = len(strict.receiver.sent)
     await strict.captured([1], [HOUR_NOW])

@@ -1,6 +1,7 @@
 """The schema's versions, and how a file of an older version becomes one of today's.
 
 Each step and the number that records it share one transaction, so a crash leaves the file at one version or the next.
+A new file gets today's schema at once; the steps end at the same text of it, and every opening compares that text.
 A file of a newer version is refused: an older program must not write what it does not understand. So is a database that
 is no ledger, before anything about it is changed.
 """
@@ -18,14 +19,23 @@ APPLICATION_ID = 0x63667277
 _WAY_OUT = "move it away or set LEDGER_PATH to another file"
 
 
-def _create(connection: apsw.Connection) -> None:
-    connection.execute(resources.files("worker.ledger").joinpath("schema.sql").read_text(encoding="utf-8"))
+def _execute(connection: apsw.Connection, file_name: str) -> None:
+    connection.execute(resources.files("worker.ledger").joinpath(file_name).read_text(encoding="utf-8"))
 
 
-MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (_create,)
-"""Step n takes a file from version n to version n + 1."""
+def create(connection: apsw.Connection) -> None:
+    """Make the tables of CURRENT_VERSION in an empty file."""
+    _execute(connection, "schema.sql")
 
-CURRENT_VERSION = len(MIGRATIONS)
+
+def _to_version_2(connection: apsw.Connection) -> None:
+    _execute(connection, "to_version_2.sql")
+
+
+MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (_to_version_2,)
+"""The first step takes a file from version 1 to version 2, the next one from there to version 3, and so on."""
+
+CURRENT_VERSION = 1 + len(MIGRATIONS)
 
 
 def version_of(connection: apsw.Connection, path: str) -> int:
@@ -49,12 +59,30 @@ def version_of(connection: apsw.Connection, path: str) -> int:
 
 def migrate(connection: apsw.Connection, path: str) -> None:
     """Bring the file to CURRENT_VERSION; raises what `version_of` does, and LedgerDamagedError for a broken schema."""
-    for step in range(version_of(connection, path), CURRENT_VERSION):
-        with connection:
-            MIGRATIONS[step](connection)
-            connection.execute(f"PRAGMA user_version = {step + 1}")
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    version = version_of(connection, path)
+    if version == 0:
+        _take(create, CURRENT_VERSION, connection, path)
+    elif version < CURRENT_VERSION:
+        # Rows are copied with the references they have; looking up each bucket once more would read the whole file. It
+        # is a setting of the connection that a transaction cannot change.
+        enforced = pragma(connection, "foreign_keys")
+        connection.pragma("foreign_keys", 0)
+        for reached, step in enumerate(MIGRATIONS[version - 1 :], version + 1):
+            _take(step, reached, connection, path)
+        connection.pragma("foreign_keys", enforced)
     _check_schema(connection, path)
+
+
+def _take(step: Callable[[apsw.Connection], None], reached: int, connection: apsw.Connection, path: str) -> None:
+    try:
+        with connection:
+            step(connection)
+            connection.execute(f"PRAGMA user_version = {reached}")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    except apsw.SQLError as error:
+        # A table or a column that is not as its version had it.
+        message = f"{path} is damaged: it cannot be brought to schema version {reached} ({error}); {_WAY_OUT}"
+        raise LedgerDamagedError(message) from error
 
 
 def require_current(connection: apsw.Connection, path: str) -> None:
@@ -69,8 +97,7 @@ def require_current(connection: apsw.Connection, path: str) -> None:
 
 def _check_schema(connection: apsw.Connection, path: str) -> None:
     model = apsw.Connection(":memory:")
-    for step in MIGRATIONS:
-        step(model)
+    create(model)
     missing = _schema(model) - _schema(connection)
     if missing:
         names = ", ".join(sorted(str(name) for name, _ in missing))

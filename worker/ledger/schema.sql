@@ -1,7 +1,8 @@
--- The ledger, schema version 1.
+-- The ledger, schema version 2.
 --
 -- Versions (PRAGMA user_version; worker/ledger/migrations.py):
 --   1  the first
+--   2  the samples that were refused, one by one; segments of a queue in seconds
 --
 -- A fact and the change of state that it justifies are always written in one transaction. Nothing here is updated
 -- after it was inserted except what a sentence below says.

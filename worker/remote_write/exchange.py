@@ -59,8 +59,10 @@ class _Pool:
         what nobody has seen. It shows them nowhere, which is why its insides are looked at; a test sends such bytes.
         """
         for connection in self.transport._pool.connections:  # noqa: SLF001 - see above
-            http11 = getattr(connection, "_connection", None)
-            if isinstance(http11, httpcore.AsyncHTTP11Connection):
+            http11: object = connection
+            while not isinstance(http11, httpcore.AsyncHTTP11Connection | None):
+                http11 = getattr(http11, "_connection", None)  # one deeper behind a proxy
+            if http11 is not None:
                 state = http11._h11_state  # noqa: SLF001 - see above
                 if state.their_state in (h11.DONE, h11.IDLE) and state.trailing_data[0]:
                     await http11._network_stream.aclose()  # noqa: SLF001 - see above

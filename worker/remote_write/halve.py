@@ -5,6 +5,7 @@ So a batch is cut by timestamp first, then by bucket, then by series. Pure; know
 """
 
 from collections.abc import Iterator
+from random import Random
 
 from worker.buckets import Batch, StoredBucket
 
@@ -39,12 +40,12 @@ def piece(bucket: StoredBucket, start: int, end: int) -> StoredBucket:
 
 
 def spread(batch: Batch, count: int) -> tuple[list[Batch], Batch]:
-    """`count` single samples from all over the batch, and what is left between them.
+    """`count` single samples of the batch, chosen by chance, and what is left between them.
 
-    `count` is less than the number of samples.
+    `count` is less than the number of samples. The same batch always gives the same ones.
     """
-    samples = batch.sample_count
-    chosen = {samples * index // count for index in range(count)}
+    chance = Random(",".join(str(bucket.bucket_id) for bucket in batch.buckets))  # noqa: S311 - guards nothing
+    chosen = set(chance.sample(range(batch.sample_count), count))
     singles: list[Batch] = []
     rest: list[StoredBucket] = []
     at = 0

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.ledger.fleet import NOW, bucket, content, queue
 from worker.errors import LedgerDamagedError, LedgerError, LedgerUnusableError
 from worker.ledger import Ledger, capture, migrations
-from worker.ledger.migrations import APPLICATION_ID, CURRENT_VERSION, MIGRATIONS, pragma
+from worker.ledger.migrations import APPLICATION_ID, CURRENT_VERSION, MIGRATIONS, create, pragma
 
 
 def header(path: Path) -> tuple[object, object]:
@@ -24,6 +24,12 @@ def execute(path: Path, statements: str) -> None:
 
 
 def later_versions(monkeypatch: pytest.MonkeyPatch, *steps: Callable[[apsw.Connection], None]) -> None:
+    def create_later(connection: apsw.Connection) -> None:
+        create(connection)
+        for step in steps:
+            step(connection)
+
+    monkeypatch.setattr(migrations, "create", create_later)
     monkeypatch.setattr(migrations, "MIGRATIONS", (*MIGRATIONS, *steps))
     monkeypatch.setattr(migrations, "CURRENT_VERSION", CURRENT_VERSION + len(steps))
 
@@ -76,7 +82,7 @@ async def test_a_creation_that_was_cut_off_is_done_again(path: Path, monkeypatch
         raise apsw.FullError
 
     with monkeypatch.context() as patch:
-        patch.setattr(migrations, "MIGRATIONS", (fail,))
+        patch.setattr(migrations, "create", fail)
         with pytest.raises(LedgerError):
             Ledger.open(path)
     assert content(path)

@@ -7,7 +7,7 @@ import pytest
 
 import worker.ledger
 from worker.cloudflare import DATASETS
-from worker.ledger.migrations import MIGRATIONS
+from worker.ledger.migrations import create
 from worker.ledger.session import QUERIES
 
 FOLDER = Path(worker.ledger.__file__).parent
@@ -35,8 +35,7 @@ WHOLE_INDEX = {"delivery_counts", "undelivered"}
 @pytest.fixture
 def connection() -> Iterator[apsw.Connection]:
     with apsw.Connection(":memory:") as made:
-        for step in MIGRATIONS:
-            step(made)
+        create(made)
         yield made
 
 

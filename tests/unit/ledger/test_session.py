@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.ledger import session
-from worker.ledger.migrations import MIGRATIONS
+from worker.ledger.migrations import create
 from worker.ledger.packing import checksum, is_intact, is_series_intact, values_by_series
 from worker.ledger.session import SeriesIndex
 
@@ -15,8 +15,7 @@ from worker.ledger.session import SeriesIndex
 @pytest.fixture
 def connection() -> Iterator[apsw.Connection]:
     with apsw.Connection(":memory:") as made:
-        for step in MIGRATIONS:
-            step(made)
+        create(made)
         yield made
 
 

@@ -28,6 +28,7 @@ WRITTEN = Accepted(204, written_samples=3)
 DOWN = Later("HTTP 503: down", Fate.RETRY, 503)
 NO_ANSWER = Later("no answer came")
 BUSY = Later("HTTP 429: busy", Fate.RATE_LIMITED, 429)
+BUSY_FOR_MINUTES = Later("HTTP 429: busy", Fate.RATE_LIMITED, 429, 200.0)
 UNAUTHORIZED = Later("HTTP 401: wrong password", Fate.PARK, 401)
 NO_NAME = Later("the host name cannot be found", Fate.PARK)
 SILENT = Later("HTTP 204 without any Written header", Fate.OLDER_MESSAGE, 204)
@@ -242,6 +243,28 @@ async def test_an_answer_that_comes_while_it_stops_counts() -> None:
     assert await scene.send() == ACCEPTED
 
 
+async def test_what_a_receiver_asks_for_is_heeded_by_all_lanes() -> None:
+    scene = Scene(BUSY_FOR_MINUTES, clock=ManualClock())
+    first = asyncio.create_task(scene.send(request(bucket_id=1)))
+    await settle()
+    others = [asyncio.create_task(scene.send(request(bucket_id=number))) for number in (2, 3)]
+    await scene.clock.advance(199)
+    assert len(scene.receiver.sent) == 1
+    assert scene.health.liveness().ok
+    await scene.clock.advance(30)
+    assert [await lane for lane in (first, *others)] == [ACCEPTED] * 3
+
+
+async def test_a_stop_ends_the_wait_that_a_receiver_asked_for() -> None:
+    scene = Scene(BUSY_FOR_MINUTES, clock=ManualClock())
+    lanes = [asyncio.create_task(scene.send(request(bucket_id=number))) for number in (1, 2)]
+    await settle()
+    scene.stopping.set()
+    assert await lanes[0] is Interrupted.STOPPING
+    await lanes[1]
+    assert scene.clock.monotonic() == 0
+
+
 # ------------------------------------------------------------------------------------------ a run that ends
 
 
@@ -252,24 +275,19 @@ async def test_a_run_that_ends_gives_up_after_its_attempts() -> None:
     assert len(scene.receiver.sent) == 3
 
 
-async def test_a_run_that_ends_looks_for_the_cause_only_where_other_requests_are_taken_meanwhile() -> None:
+async def test_a_run_that_ends_looks_for_the_cause_where_its_attempts_are_enough_for_that() -> None:
     scene = Scene(*[DOWN] * 9)
+    scene.another(attempts=FAILURES_ALLOWED)
+    assert await scene.send() == DOWN
+    assert len(scene.receiver.sent) == FAILURES_ALLOWED
+
+
+async def test_a_run_that_ends_does_not_wait_for_as_long_as_a_receiver_may_ask() -> None:
+    scene = Scene(Later("HTTP 429: busy", Fate.RATE_LIMITED, 429, 60.0), BUSY_FOR_MINUTES)
     scene.another(attempts=9)
     assert await scene.send() is Interrupted.STOPPING
-    assert len(scene.receiver.sent) == 9
-
-    scene = Scene()
-    scene.another(attempts=9)
-
-    async def of_another_lane(_sent: Sent) -> Verdict:
-        scene.receiver.then = lambda _sent: DOWN
-        scene.receiver.first = [ACCEPTED]
-        await scene.send()
-        return DOWN
-
-    scene.receiver.then = of_another_lane
-    assert await scene.send() == DOWN
-    assert len(scene.receiver.sent) == 1 + FAILURES_ALLOWED
+    assert len(scene.receiver.sent) == 2
+    assert scene.clock.monotonic() < 70
 
 
 async def test_a_run_that_ends_does_not_wait_for_probes() -> None:
@@ -323,6 +341,19 @@ async def test_any_other_answer_ends_the_parking(answer: Verdict) -> None:
     assert scene.value("cfrw_push_parked") == 0
     scene.stopping.set()
     await sending
+
+
+async def test_a_silence_does_not_end_the_parking() -> None:
+    scene = Scene(UNAUTHORIZED, NO_ANSWER, NO_ANSWER, clock=ManualClock())
+    sending = asyncio.create_task(scene.send())
+    for probes in (1, 2):
+        await scene.clock.advance(60)
+        assert len(scene.receiver.sent) == 1 + probes
+        assert scene.deliverer.parked == UNAUTHORIZED.reason
+        assert scene.problems().keys() == {"destination prom"}
+    await scene.clock.advance(60)
+    assert await sending == ACCEPTED
+    assert scene.deliverer.parked is None
 
 
 async def test_a_parked_destination_is_told_loudly_and_once_and_that_is_taken_back() -> None:
@@ -467,6 +498,12 @@ async def test_first_requests_that_fail_again_and_again_are_tried_in_version_1_b
     assert await scene.send() == ACCEPTED
     assert scene.receiver.versions() == [*[V2] * FAILURES_ALLOWED, V1]
     assert "failed" in (scene.deliverer.protocol.why_older or "")
+
+
+async def test_a_receiver_that_does_not_answer_at_all_is_not_taken_for_one_that_does_not_know_version_2() -> None:
+    scene = automatic(*[NO_ANSWER] * 99)
+    assert await scene.send() == NO_ANSWER
+    assert set(scene.receiver.versions()) == {V2}
 
 
 async def test_what_fails_in_version_2_once_that_was_understood_is_handed_back() -> None:

@@ -110,28 +110,28 @@ async def test_a_strict_receiver_gets_everything_in_the_order_of_time(strict: Sc
 
 
 async def test_a_strict_receiver_s_windows_wait_for_the_one_before_them_until_it_is_there(strict: Scene) -> None:
-    missing = Hole(DATASET, tag(1), window(HOUR_NOW - 2), HoleReason.FAILED, "")
+    missing = Hole(DATASET, tag(1), window(HOUR_NOW + 1), HoleReason.FAILED, "")
     await strict.ledger.write(record_holes, [missing], NOW)
-    await strict.captured([1, 2], [HOUR_NOW - 3, HOUR_NOW - 1])
+    await strict.captured([1, 2], [HOUR_NOW, HOUR_NOW + 2])
     strict.clock.set(missing.window.end + 1000)
     await strict.pusher(window_seconds=0).drain(strict.stopping)
     states = await strict.states()
-    assert states[1, HOUR_NOW - 3] == "acknowledged"
-    assert states[1, HOUR_NOW - 1] == "pending"
-    assert states[2, HOUR_NOW - 1] == "acknowledged", "another zone does not wait for it"
-    await strict.captured([1], [HOUR_NOW - 2])
+    assert states[1, HOUR_NOW] == "acknowledged"
+    assert states[1, HOUR_NOW + 2] == "pending"
+    assert states[2, HOUR_NOW + 2] == "acknowledged", "another zone does not wait for it"
+    await strict.captured([1], [HOUR_NOW + 1])
     await strict.pusher(window_seconds=0).drain(strict.stopping)
-    assert [hour for zone, hour in strict.receiver.windows() if zone == 1] == [HOUR_NOW - 3, HOUR_NOW - 2, HOUR_NOW - 1]
+    assert [hour - HOUR_NOW for zone, hour in strict.receiver.windows() if zone == 1] == [0, 1, 2]
 
 
 async def test_a_window_that_is_missing_for_too_long_is_not_waited_for(strict: Scene) -> None:
-    missing = Hole(DATASET, tag(1), window(HOUR_NOW - 2), HoleReason.FAILED, "")
+    missing = Hole(DATASET, tag(1), window(HOUR_NOW), HoleReason.FAILED, "")
     await strict.ledger.write(record_holes, [missing], NOW)
-    await strict.captured([1], [HOUR_NOW - 1])
+    await strict.captured([1], [HOUR_NOW + 1])
     for seconds, state in ((999, "pending"), (1001, "acknowledged")):
         strict.clock.set(missing.window.end + seconds)
         await strict.pusher(window_seconds=0, max_wait_for_missing_window_seconds=1000).drain(strict.stopping)
-        assert (await strict.states())[1, HOUR_NOW - 1] == state
+        assert (await strict.states())[1, HOUR_NOW + 1] == state
 
 
 async def test_a_receiver_that_takes_any_order_does_not_wait_for_a_missing_window(scene: Scene) -> None:

@@ -184,7 +184,9 @@ async def test_a_volume_that_hangs_costs_one_request_its_time_and_no_more(
     async def for_ever(*_: object) -> None:
         await asyncio.Event().wait()
 
-    settings = destination("http://receiver.example", timeout_seconds=0.05, authorization=Authorization(credentials=SecretFile(secret)))
+    settings = destination(
+        "http://receiver.example", timeout_seconds=0.05, authorization=Authorization(credentials=SecretFile(secret))
+    )
     async with client_of(settings) as client:
         monkeypatch.setattr(asyncio, "to_thread", for_ever)
         assert await client.send(b"body", 0) == Later(

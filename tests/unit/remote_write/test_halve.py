@@ -1,7 +1,6 @@
 from collections import Counter
 from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,12 +111,14 @@ def test_single_samples_from_all_over_a_batch_and_the_rest_are_together_all_of_i
     assert found == Counter(occurrences(whole))
 
 
-@pytest.mark.parametrize("count", [2, 16, 33])
-def test_they_are_as_far_apart_as_can_be(count: int) -> None:
-    whole = batch(*(bucket(n, MINUTE_MS * n, range(50), [1.0] * 50) for n in range(2)))
-    place = {sample: index for index, sample in enumerate(occurrences(whole))}
-    singles, _ = spread(whole, count)
-    chosen = [place[occurrences(single)[0]] for single in singles]
-    gaps = [later - earlier for earlier, later in pairwise([*chosen, 100])]
-    assert chosen[0] == 0
-    assert max(gaps) - min(gaps) <= 1
+def test_they_are_chosen_by_chance_and_the_same_batch_gives_the_same_ones() -> None:
+    def chosen(first_id: int, count: int) -> list[int]:
+        whole = batch(*(bucket(first_id + n, MINUTE_MS * n, range(50), [1.0] * 50) for n in range(2)))
+        place = {sample: index for index, sample in enumerate(occurrences(whole))}
+        return [place[occurrences(single)[0]] for single in spread(whole, count)[0]]
+
+    assert chosen(0, 16) == chosen(0, 16)
+    seen = Counter(place for first_id in range(200) for place in chosen(first_id, 16))
+    assert len(seen) == 100, "every sample has its chance"
+    # 32 times each on average, give or take six (the root of 200 * 0.16 * 0.84 is 5.2).
+    assert 32 - 6 * 5.2 < min(seen.values()) <= max(seen.values()) < 32 + 6 * 5.2

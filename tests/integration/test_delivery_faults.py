@@ -800,7 +800,9 @@ async def test_what_follows_an_answer_is_not_the_answer_to_the_next_request(
 @pytest.mark.parametrize("seed", range(3))
 async def test_whatever_the_receiver_does_in_whatever_order_everything_arrives(start: Start, seed: int) -> None:
     """Every behaviour that ends by itself, one after the other, in the middle of a search for bad samples."""
-    chosen = random.Random(seed).sample([behaviour for behaviour in BEHAVIOURS if behaviour.times == 2], 30)
+    # What refuses at random would refuse a good sample that is alone in its request, too.
+    ends = [each for each in BEHAVIOURS if each.times == 2 and not each.name.startswith(("400", "409", "413", "422"))]
+    chosen = random.Random(seed).sample(ends, 30)
     mixed = [replace(behaviour, times=1) for behaviour in chosen]
     async with start(*mixed, message=(Message.V1, Message.V2, None)[seed], max_samples_per_send=16, **UNHURRIED) as run:
         culprits = some_of(run.truth, seed)

@@ -82,7 +82,7 @@ def test_mistakes_are_found_below_the_second_level_and_all_at_once(tmp_path: Pat
         "proxy_from_environment": "maybe",
     }
     assert sorted(mistakes_in_one(tmp_path, oauth2=oauth2)) == [
-        f"oauth2.client_secret_file (given: {tmp_path}/missing): cannot be read: No such file or directory",
+        f"oauth2.client_secret_file (given: {shown(f'{tmp_path}/missing')}): cannot be read: No such file or directory",
         "oauth2.client_secrets: is not a known key (did you mean client_secret?)",
         "oauth2.endpoint_params: must be a mapping of names to texts",
         "oauth2.proxy_from_environment (given: maybe): must be true or false",

@@ -111,9 +111,9 @@ def test_what_is_wrong_with_a_file_is_told_under_the_files_name(tmp_path: Path) 
     (tmp_path / "two-lines").write_text("a\nb\n")
     (tmp_path / "latin").write_bytes(b"\xe4")
     for name, problem in (
-        ("missing", f" (given: {tmp_path}/missing): cannot be read: No such file or directory"),
-        ("empty", f" (given: {tmp_path}/empty): is empty"),
-        ("latin", f" (given: {tmp_path}/latin): is not UTF-8 text"),
+        ("missing", f" (given: {shown(f'{tmp_path}/missing')}): cannot be read: No such file or directory"),
+        ("empty", f" (given: {shown(f'{tmp_path}/empty')}): is empty"),
+        ("latin", f" (given: {shown(f'{tmp_path}/latin')}): is not UTF-8 text"),
         (
             "two-lines",
             f" (given: {shown(str(tmp_path / 'two-lines'))}): must hold text of one line, without control characters",
@@ -131,7 +131,7 @@ def test_basic_auth_needs_both_halves(tmp_path: Path) -> None:
 def test_a_certificate_needs_its_key_and_both_must_be_there(tmp_path: Path) -> None:
     assert mistakes_in_one(tmp_path, tls_config={"cert_file": "c.pem"}) == [
         "tls_config.key_file: is required with cert_file",
-        f"tls_config.cert_file (given: {tmp_path}/c.pem): cannot be read: No such file or directory",
+        f"tls_config.cert_file (given: {shown(f'{tmp_path}/c.pem')}): cannot be read: No such file or directory",
     ]
 
 

@@ -23,6 +23,7 @@ from worker.config import (
     Settings,
     load_settings,
 )
+from worker.config.values import shown
 from worker.errors import ConfigError
 
 URL = "http://prometheus:9090/api/v1/write"
@@ -277,9 +278,9 @@ def test_what_is_wrong_with_a_secret_in_a_file_is_told_under_the_files_name(tmp_
     (tmp_path / "empty").write_text("\n\n")
     (tmp_path / "words").write_text("two words\n")
     for name, problem in (
-        ("empty", f" (given: {tmp_path}/empty): is empty"),
+        ("empty", f" (given: {shown(f'{tmp_path}/empty')}): is empty"),
         ("words", ": must be one word of visible ASCII characters"),
-        ("", f" (given: {tmp_path}): is a directory; give the path of a file in it"),
+        ("", f" (given: {shown(str(tmp_path))}): is a directory; give the path of a file in it"),
     ):
         environ = {"REMOTE_WRITE_URL": URL, "CF_API_TOKEN_FILE": str(tmp_path / name)}
         assert mistakes_in(environ) == [f"CF_API_TOKEN_FILE{problem}"]

@@ -127,6 +127,17 @@ class Isolation:
         """What becomes of each sample of a request on which the receiver gave this verdict as a whole."""
         async for decision in self._suspect(request, verdict):
             yield decision
+        while (self._suspects or self._doubtful) and self.interrupted is None:
+            async for decision in self._try_suspects():
+                yield decision
+            async for decision in self._blame():
+                yield decision
+
+    def add(self, batch: Batch) -> None:
+        """Search in this batch as well, in the end."""
+        self._suspects.insert(0, batch)
+
+    async def _try_suspects(self) -> AsyncIterator[Decision]:
         while self._suspects and self.interrupted is None:
             part = self._request(self._suspects.pop())
             answer = await self._try(part)
@@ -141,8 +152,6 @@ class Isolation:
                         yield decision
                 case _:
                     assert_never(answer)
-        async for decision in self._blame():
-            yield decision
 
     async def _suspect(self, request: Request, verdict: Refused | Later) -> AsyncIterator[Decision]:
         """Decide on what was not taken, or note what is to be tried next."""

@@ -87,6 +87,7 @@ class _LaneState:
     searched:  the same of each search that is under way.
     put_off:   the same of requests that need a search, too: they are sent again when the one under way is over.
     isolating: the search for what is to blame in a request of the lane, beside which its other work goes on.
+    search:    the same search, as long as it lasts.
     gave_up:   whether a search has used up the attempts of a run that ends.
     """
 
@@ -96,6 +97,7 @@ class _LaneState:
     searched: list[frozenset[int]] = field(default_factory=list)
     put_off: set[int] = field(default_factory=set)
     isolating: asyncio.Task[Interrupted | None] | None = None
+    search: Search | None = None
     gave_up: bool = False
 
     @property
@@ -361,8 +363,12 @@ class Pusher:
 
         A lane of a strict receiver waits for that, as what comes behind would make the rest undeliverable. Any other
         goes on beside it, which it may have to: a search for what fails can last until other windows go through. What
-        needs a second search of that kind is put off; one for what is refused comes to an end by itself.
+        needs a second search of that kind is put off; one for what is refused is gone through, as far as nothing fails.
         """
+        if state.search is not None and frozenset(request.bucket_ids) in state.searched:
+            # Another piece of the bucket that is searched, which is decided on when all of its pieces are.
+            state.search.add(request)
+            return None
         if state.is_searching and isinstance(verdict, Later):
             state.put_off |= set(request.bucket_ids)
             return None
@@ -374,10 +380,16 @@ class Pusher:
             self._log.warning(what, reason=verdict.reason, samples=request.sample_count)
         self._metrics.push_splits_total.labels(self.name).inc()
         state.searched.append(frozenset(request.bucket_ids))
-        search = self._search(state, tally, request, verdict, stopping)
-        if self._strict or state.is_searching:
-            return await search
-        state.isolating = group.create_task(search)
+        waits = not state.is_searching
+        search = self._search(state, tally, request, verdict, stopping, waits=waits)
+        if waits and not self._strict:
+            state.isolating = group.create_task(search)
+            return None
+        interrupted = await search
+        if waits or interrupted is not Interrupted.STOPPING or stopping.is_set():
+            return interrupted
+        if state.is_searching:
+            state.put_off |= set(request.bucket_ids)
         return None
 
     async def _search(
@@ -387,6 +399,8 @@ class Pusher:
         request: Request,
         verdict: Refused | Later,
         stopping: asyncio.Event,
+        *,
+        waits: bool,
     ) -> Interrupted | None:
         search = Search(
             request,
@@ -400,8 +414,11 @@ class Pusher:
             strict=self._strict,
             attempts_allowed=self._attempts_allowed,
             failures_before=self._queue.split_after_failures,
+            waits=waits,
             clock=self._clock,
         )
+        if waits:
+            state.search = search
         refusals: list[Refusal] = []
         try:
             async for decision in search.decisions(stopping):
@@ -411,10 +428,12 @@ class Pusher:
             self._tell(refusals)
             # What is not decided on waits again, and so does the backlog that was not read meanwhile.
             state.searched.remove(frozenset(request.bucket_ids))
+            if waits:
+                state.search = None
             if not state.searched:
                 state.put_off.clear()
             self._ledger.announce()
-        state.gave_up = state.gave_up or search.interrupted is Interrupted.STOPPING
+        state.gave_up = state.gave_up or (waits and search.interrupted is Interrupted.STOPPING)
         if search.interrupted is None and isinstance(verdict, Refused):
             self._learn_size(request, verdict, search)
         return search.interrupted

@@ -42,6 +42,7 @@ class Search:
         strict: bool,
         attempts_allowed: int | None,
         failures_before: int,
+        waits: bool,
         clock: Clock,
     ) -> None:
         """Make it.
@@ -50,6 +51,7 @@ class Search:
         count:           told of each request.
         allowance:       requests that searches of this destination may send.
         failures_before: how often a request fails before it is searched.
+        waits:           whether it waits where nothing shows that the receiver works; else it is given up there.
         """
         self._request = request
         self._verdict = verdict
@@ -60,6 +62,7 @@ class Search:
         self._allowance = allowance
         self._attempts_allowed = attempts_allowed
         self._failures_allowed = failures_before
+        self._waits = waits
         self._fails = isinstance(verdict, Later)
         # Waits go on where those of the whole request ended; a run that ends has no time for that.
         self._failures_before = failures_before if self._fails and attempts_allowed is None else 0
@@ -99,6 +102,10 @@ class Search:
         async for decision in self._isolation.decisions(self._request, self._verdict):
             yield decision
 
+    def add(self, request: Request) -> None:
+        """Search in this request as well, which holds another piece of the same bucket."""
+        self._isolation.add(request.batch)
+
     async def _send(self, part: Request, failures_allowed: int) -> Accepted | Refused | Later | Interrupted:
         if not await self._allowance.take(self._stopping):
             return Interrupted.STOPPING
@@ -113,7 +120,7 @@ class Search:
 
     async def _pause(self, failures: int) -> bool:
         """Wait after so many failures in a row, never less than before; tells whether to give the search up."""
-        if self._attempts_allowed is not None and failures >= self._attempts_allowed:
+        if not self._waits or (self._attempts_allowed is not None and failures >= self._attempts_allowed):
             return True
         if failures <= 1:
             self._waited_seconds = 0.0

@@ -278,8 +278,8 @@ async def states(ledger: Ledger) -> dict[str, int]:
 def most_requests(kind: Kind, bad: int, *, of: int = SAMPLES) -> int:
     """How many requests the search for `bad` samples may take: 2 k log2(n/k) + 1, rounded up as halves are.
 
-    Where the refusal is a 5xx, also: the tries before the search begins, 17 more, and four more tries of each sample that
-    is blamed in the end, between rows that are taken.
+    Where the refusal is a 5xx, also: the tries before the search begins, 17 more, and four more tries of each sample
+    that is blamed in the end, between rows that are taken.
     """
     search = 2 * bad * math.ceil(math.log2(of / bad)) + 1
     return search if kind.status < 500 else search + QueueSettings().split_after_failures + 17 + 4 * (bad + 1)

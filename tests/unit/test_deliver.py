@@ -304,13 +304,21 @@ async def test_a_run_that_ends_does_not_wait_for_probes() -> None:
 @pytest.mark.parametrize("parking", [UNAUTHORIZED, NO_NAME], ids=["HTTP", "no answer"])
 async def test_to_a_parked_destination_goes_one_probe_per_interval_over_all_lanes(parking: Later) -> None:
     scene = Scene(clock=ManualClock())
-    scene.receiver.then = lambda _sent: parking
+
+    async def slowly(_sent: Sent) -> Verdict:
+        await settle()  # the time of every other lane to probe has come, too, when the answer is there
+        return parking
+
+    scene.receiver.then = slowly
     lanes = [asyncio.create_task(scene.send(request(bucket_id=number))) for number in range(4)]
     await settle()
     under_way = len(scene.receiver.sent)
     assert under_way <= 4, "what was under way when the first answer came"
+    await settle()
     for probes in range(1, 11):
         await scene.clock.advance(60)
+        await settle()
+        await settle()
         assert len(scene.receiver.sent) == under_way + probes
     assert scene.deliverer.parked == parking.reason
     scene.stopping.set()

@@ -144,9 +144,10 @@ async def test_poison_does_not_hold_up_the_windows_that_come_in(scene: Scene) ->
     await assert_all_but(poison, poison | samples_of([1], range(HOUR_NOW, hour)), scene)
 
 
+@pytest.mark.parametrize("to_the_whole", [POISON, OUT_OF_BOUNDS], ids=["it fails", "it is refused and its parts fail"])
 @pytest.mark.parametrize("poisonous", [[10], [10, 11, 12], [10, HOUR_NOW - 1], [10, HOUR_NOW - 2, HOUR_NOW - 1]])
 async def test_windows_that_are_poison_as_a_whole_are_given_up_once_other_windows_go_through(
-    poisonous: list[int], scene: Scene
+    poisonous: list[int], to_the_whole: Verdict, scene: Scene
 ) -> None:
     await scene.captured([1], poisonous)
     bad = samples_of([1], poisonous)
@@ -158,7 +159,7 @@ async def test_windows_that_are_poison_as_a_whole_are_given_up_once_other_window
         if len(scene.receiver.sent) % 5 == 0:
             await scene.captured([1], [HOUR_NOW + good])
             good += 1
-        return never_takes(bad, POISON)(sent)
+        return never_takes(bad, to_the_whole if len(sent.samples) > 1 else POISON)(sent)
 
     scene.receiver.answer = answer
     pusher = scene.pusher(max_shards=1, max_samples_per_send=3, live_window_seconds=7200)
@@ -168,6 +169,29 @@ async def test_windows_that_are_poison_as_a_whole_are_given_up_once_other_window
     await running
     assert (await scene.refused()).keys() == bad
     assert not set(scene.receiver.accepted) & bad
+
+
+@pytest.mark.parametrize("to_the_whole", [POISON, OUT_OF_BOUNDS], ids=["it fails", "it is refused and its parts fail"])
+async def test_a_bucket_in_pieces_that_are_poison_is_given_up_as_a_whole(to_the_whole: Verdict, scene: Scene) -> None:
+    await scene.captured([1], [10], samples=6)
+    bad = samples_of([1], [10], 6)
+    good = 0
+
+    async def answer(sent: Sent) -> Verdict:
+        nonlocal good
+        assert len(scene.receiver.sent) < 500, "it goes on for ever"
+        if len(scene.receiver.sent) % 5 == 0:
+            await scene.captured([1], [HOUR_NOW + good], samples=1)
+            good += 1
+        return never_takes(bad, to_the_whole if len(sent.samples) > 1 else POISON)(sent)
+
+    scene.receiver.answer = answer
+    running = asyncio.create_task(scene.pusher(max_shards=1, max_samples_per_send=2).run(scene.stopping))
+    await sees(lambda: scene.refused_with(500) == len(bad), running)
+    scene.stopping.set()
+    await running
+    assert (await scene.refused()).keys() == bad
+    assert (await scene.states())[1, 10] == "refused"
 
 
 async def test_poison_of_which_nobody_can_tell_is_given_up_with_the_replay_bound_and_not_sent_for_ever(

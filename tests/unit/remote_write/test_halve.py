@@ -93,6 +93,12 @@ def test_halves_are_about_equal_in_samples() -> None:
     assert [half.sample_count for half in both] == [12, 10]
 
 
+def test_a_bucket_is_cut_in_the_middle() -> None:
+    both = halves(batch(bucket(1, MINUTE_MS, range(9), [1.0] * 9)))
+    assert both is not None
+    assert [half.sample_count for half in both] == [4, 5]
+
+
 def test_a_piece_keeps_the_number_and_the_time_of_its_bucket_and_the_bits_of_its_values() -> None:
     whole = bucket(5, MINUTE_MS, [1, 2, 3], [-0.0, float("nan"), 3.0])
     assert piece(whole, 0, 3) == whole

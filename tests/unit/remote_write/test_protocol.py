@@ -54,6 +54,8 @@ async def test_after_a_day_the_newer_version_is_tried_again_as_at_first_contact(
 async def test_the_day_begins_anew_with_each_fall_back() -> None:
     clock = ManualClock()
     protocol = automatic(clock)
+    protocol.fall_back("HTTP 415")
+    await clock.advance(DAY_SECONDS / 2)
     for _ in range(3):
         protocol.fall_back("HTTP 415")
         await clock.advance(DAY_SECONDS - 1)

@@ -65,6 +65,9 @@ _FULL_LEDGER_RETRY_SECONDS = 5.0
 # the front of the queue, and what comes in meanwhile may be too old already.
 _EXPIRE_SECONDS = 1.0
 
+# Buckets that are passed over while a search goes on; with more, the backlog waits. Each read names them: 80 kB.
+_MOST_PUT_OFF = 10_000
+
 log = get_logger()
 
 
@@ -76,6 +79,7 @@ class _Turn:
     bucket_ids: frozenset[int]
     tally: Tally
     read_at: float
+    is_live: bool
 
 
 @dataclass(slots=True)
@@ -96,13 +100,14 @@ class _LaneState:
     in_hand: set[int] = field(default_factory=set)
     searched: list[frozenset[int]] = field(default_factory=list)
     put_off: set[int] = field(default_factory=set)
+    put_off_in_a_row: int = 0
     isolating: asyncio.Task[Interrupted | None] | None = None
     search: Search | None = None
     gave_up: bool = False
 
     @property
     def is_searching(self) -> bool:
-        """Whether a search is under way: the backlog waits for it, as the next request may need one, too."""
+        """Whether a search is under way."""
         return self.isolating is not None and not self.isolating.done()
 
 
@@ -260,7 +265,8 @@ class Pusher:
                 tally = Tally(pending.batch)
                 await self._settle_what_is_not_sent(tally, outgoing)
                 if outgoing.batch.buckets:
-                    return self._turn(state, outgoing.batch, tally, read_at), after
+                    is_live = stretch.before_segment == WHOLE_QUEUE.before_segment
+                    return self._turn(state, outgoing.batch, tally, read_at, is_live=is_live), after
 
     async def _settle_what_is_not_sent(self, tally: Tally, outgoing: Outgoing) -> None:
         """What a relabelling rule drops has been delivered as the user wants it: not at all."""
@@ -273,7 +279,7 @@ class Pusher:
         """Where recent windows begin, which do not wait behind the backlog; None where the order must be kept."""
         return None if self._strict else int(self._clock.now() - self._queue.live_window_seconds)
 
-    def _turn(self, state: _LaneState, batch: Batch, tally: Tally, read_at: float) -> _Turn:
+    def _turn(self, state: _LaneState, batch: Batch, tally: Tally, read_at: float, *, is_live: bool) -> _Turn:
         message = self.deliverer.protocol.message
         # What is cut for 2.0 fits in 1.0, too.
         parts = split_batch(
@@ -282,7 +288,7 @@ class Pusher:
         requests = tuple(self._request(part) for part in parts)
         for request in requests:
             request.body(message)
-        turn = _Turn(requests, frozenset(bucket.bucket_id for bucket in batch.buckets), tally, read_at)
+        turn = _Turn(requests, frozenset(bucket.bucket_id for bucket in batch.buckets), tally, read_at, is_live)
         state.in_hand |= turn.bucket_ids
         return turn
 
@@ -300,16 +306,17 @@ class Pusher:
             state.in_hand -= turn.bucket_ids
             return Interrupted.OVERTAKEN
         for request in turn.requests:
-            wanted = partial(self._are_pending, request.bucket_ids)
             answer = await self._send(
                 state,
                 request,
                 stopping=stopping,
-                wanted=wanted,
-                failures_allowed=self._queue.split_after_failures,
+                wanted=partial(self._are_pending, request.bucket_ids),
+                # What would be put off for its failures anyway need not fail often.
+                failures_allowed=1 if state.is_searching and not turn.is_live else self._queue.split_after_failures,
             )
             match answer:
                 case Accepted():
+                    state.put_off_in_a_row = 0
                     self._size.taken(request.size_bytes)
                     self._show_size()
                     await self._settle(turn.tally, Taken(request.batch))
@@ -370,7 +377,7 @@ class Pusher:
             state.search.add(request)
             return None
         if state.is_searching and isinstance(verdict, Later):
-            state.put_off |= set(request.bucket_ids)
+            await self._put_off(state, request, stopping)
             return None
         if isinstance(verdict, Refused):
             what = "The receiver refused a request; its samples are tried in smaller parts"
@@ -391,6 +398,14 @@ class Pusher:
         if state.is_searching:
             state.put_off |= set(request.bucket_ids)
         return None
+
+    async def _put_off(self, state: _LaneState, request: Request, stopping: asyncio.Event) -> None:
+        """Pass over a request that fails while a search goes on: it may be as bad, or an outage, or passing."""
+        state.put_off |= set(request.bucket_ids)
+        state.put_off_in_a_row += 1
+        if self._attempts_allowed is None:
+            failures = self._queue.split_after_failures - 1 + state.put_off_in_a_row
+            await wait_for_any(self._clock, self.deliverer.pause_seconds(failures), stopping)
 
     async def _search(
         self,
@@ -548,7 +563,7 @@ class _Reading:
         return turn
 
     async def _next_of_backlog(self) -> _Turn | None:
-        if self._backlog is None or self._state.is_searching:
+        if self._backlog is None or len(self._state.put_off) >= _MOST_PUT_OFF:
             return None
         # Where the order counts, always from the front: older windows may have come in there meanwhile.
         after = None if self._live is None else self._after

@@ -171,6 +171,45 @@ async def test_windows_that_are_poison_as_a_whole_are_given_up_once_other_window
     assert not set(scene.receiver.accepted) & bad
 
 
+@pytest.mark.parametrize("poisonous", [[10], [10, 11], [10, 12, 14, 16]])
+async def test_poison_holds_up_nothing_of_the_backlog_behind_it(poisonous: list[int], scene: Scene) -> None:
+    # Nothing else comes in: what shows that the receiver works is the rest of the backlog.
+    await scene.captured([1], range(10, 60))
+    bad = samples_of([1], poisonous)
+    scene.receiver.answer = never_takes(bad, POISON)
+    running = asyncio.create_task(scene.pusher(max_samples_per_send=3).run(scene.stopping))
+    await sees(
+        lambda: scene.clock.now() > NOW + 3 * HOUR or scene.receiver.accepted.total() == 3 * 50 - len(bad), running
+    )
+    scene.stopping.set()
+    await running
+    assert set(scene.receiver.accepted) == samples_of([1], range(10, 60)) - bad
+    assert (await scene.refused()).keys() <= bad
+
+
+async def test_an_outage_in_the_middle_of_a_backlog_is_not_met_with_one_request_after_the_other(scene: Scene) -> None:
+    await scene.captured([1], range(200))
+    scene.receiver.answer = lambda _sent: DOWN if scene.clock.now() < NOW + 2 * HOUR else ACCEPTED
+    await scene.pusher(max_samples_per_send=3).drain(scene.stopping)
+    during = [sent.at for sent in scene.receiver.sent if sent.at < NOW + 2 * HOUR]
+    # One a minute, and one a minute of the search; the first five came sooner.
+    assert len(during) <= 2 * 120 + 5
+    assert set(scene.receiver.accepted) == samples_of([1], range(200))
+    assert not await scene.refused()
+
+
+async def test_what_is_put_off_is_not_sent_again_before_the_search_is_over(scene: Scene) -> None:
+    poison = samples_of([1], [10, HOUR_NOW - 1])
+    await scene.captured([1], [10, HOUR_NOW - 1])
+    scene.receiver.answer = never_takes(poison, POISON)
+    running = asyncio.create_task(scene.pusher(max_shards=1, max_samples_per_send=3).run(scene.stopping))
+    await sees(lambda: scene.clock.now() > NOW + 3 * HOUR, running)
+    scene.stopping.set()
+    await running
+    whole = Counter(sent.content for sent in scene.receiver.sent if len(sent.samples) == 3)
+    assert sorted(whole.values()) == [1, 5]
+
+
 @pytest.mark.parametrize("to_the_whole", [POISON, OUT_OF_BOUNDS], ids=["it fails", "it is refused and its parts fail"])
 async def test_a_bucket_in_pieces_that_are_poison_is_given_up_as_a_whole(to_the_whole: Verdict, scene: Scene) -> None:
     await scene.captured([1], [10], samples=6)

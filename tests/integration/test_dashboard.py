@@ -18,11 +18,10 @@ def _traffic(first: int) -> dict[Labels, dict[int, float]]:
     """Two zones with different numbers in every hourly window, each stamped at its window's start."""
     series: dict[Labels, dict[int, float]] = {}
     for dataset in DATASETS.values():
-        for metric, label in dataset.metrics():
+        for metric, broken_down in dataset.metrics():
             for factor, zone in enumerate(ZONES, start=1):
                 labels = {"__name__": metric.name, "zone": zone, "zone_id": f"id-{zone}"}
-                if label is not None:
-                    labels[label] = "one"
+                labels |= dict.fromkeys(broken_down, "one")
                 values = {(first + window * HOUR) * 1000: float(factor * (window + 1)) for window in range(WINDOWS)}
                 series[frozenset(labels.items())] = values
     return series

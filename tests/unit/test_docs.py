@@ -293,9 +293,9 @@ def test_the_table_of_traffic_metrics_is_the_catalogue() -> None:
         )
     ]
     assert documented == [
-        (metric.name, label or "", metric.unit, "yes" if metric.additive else "no", metric.help)
+        (metric.name, ", ".join(labels), metric.unit, "yes" if metric.additive else "no", metric.help)
         for dataset in DATASETS.values()
-        for metric, label in dataset.metrics()
+        for metric, labels in dataset.metrics()
     ]
 
 

@@ -138,13 +138,13 @@ def comparison_line(receiver: str, comparison: Comparison) -> str:
 def _true_window(zone: Zone, truth: BucketTruth | None) -> Iterable[tuple[Labels, float]]:
     """The samples of one window: the simulator names its numbers like the metrics that must show them."""
     common = {"zone": zone.name, "zone_id": zone.tag, "account": zone.account.name}
-    for metric, label in DATASETS[DATASET].metrics():
+    for metric, labels in DATASETS[DATASET].metrics():
         number: Any = 0 if truth is None else getattr(truth, metric.name.removeprefix(_METRIC_PREFIX))
-        if label is None:
+        if not labels:
             yield _labels(metric.name, common), float(number)
         elif truth is not None:
             for value, part in number.items():
-                yield _labels(metric.name, {**common, label: str(value)}), float(part)
+                yield _labels(metric.name, {**common, labels[0]: str(value)}), float(part)
 
 
 def _labels(name: str, labels: Mapping[str, str]) -> Labels:

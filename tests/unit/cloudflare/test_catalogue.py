@@ -7,36 +7,36 @@ from worker.series import LABEL_NAME, METRIC_NAME
 
 def test_the_http_rollups_have_the_metrics_that_users_are_promised() -> None:
     prefix = "cloudflare_zone_"
-    assert {(metric.name.removeprefix(prefix), label) for metric, label in HTTP_REQUESTS.metrics()} == {
-        ("requests", None),
-        ("unique_visitors", None),
-        ("response_bytes", None),
-        ("cached_requests", None),
-        ("cached_response_bytes", None),
-        ("encrypted_requests", None),
-        ("encrypted_response_bytes", None),
-        ("page_views", None),
-        ("threats", None),
-        ("country_requests", "country"),
-        ("country_response_bytes", "country"),
-        ("country_threats", "country"),
-        ("status_requests", "status"),
-        ("content_type_requests", "content_type"),
-        ("content_type_response_bytes", "content_type"),
-        ("browser_page_views", "browser"),
-        ("http_version_requests", "http_version"),
-        ("tls_version_requests", "tls_version"),
-        ("ip_class_requests", "ip_class"),
-        ("threat_type_requests", "threat_type"),
+    assert {(metric.name.removeprefix(prefix), labels) for metric, labels in HTTP_REQUESTS.metrics()} == {
+        ("requests", ()),
+        ("unique_visitors", ()),
+        ("response_bytes", ()),
+        ("cached_requests", ()),
+        ("cached_response_bytes", ()),
+        ("encrypted_requests", ()),
+        ("encrypted_response_bytes", ()),
+        ("page_views", ()),
+        ("threats", ()),
+        ("country_requests", ("country",)),
+        ("country_response_bytes", ("country",)),
+        ("country_threats", ("country",)),
+        ("status_requests", ("status",)),
+        ("content_type_requests", ("content_type",)),
+        ("content_type_response_bytes", ("content_type",)),
+        ("browser_page_views", ("browser",)),
+        ("http_version_requests", ("http_version",)),
+        ("tls_version_requests", ("tls_version",)),
+        ("ip_class_requests", ("ip_class",)),
+        ("threat_type_requests", ("threat_type",)),
     }
 
 
 def test_every_metric_and_label_has_a_valid_name_and_a_sentence_and_occurs_once() -> None:
     names = []
     for dataset in DATASETS.values():
-        for metric, label in dataset.metrics():
+        for metric, labels in dataset.metrics():
             assert METRIC_NAME.fullmatch(metric.name)
-            assert label is None or LABEL_NAME.fullmatch(label)
+            assert all(map(LABEL_NAME.fullmatch, labels))
             assert metric.help.endswith(".")
             assert metric.unit
             names.append(metric.name)

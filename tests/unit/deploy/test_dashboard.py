@@ -47,9 +47,9 @@ def test_every_metric_in_it_exists() -> None:
 
 def test_every_label_in_it_exists() -> None:
     by_metric = {
-        metric.name: {label, "zone", "zone_id", "account"} - {None}
+        metric.name: {*labels, "zone", "zone_id", "account"}
         for dataset in DATASETS.values()
-        for metric, label in dataset.metrics()
+        for metric, labels in dataset.metrics()
     } | {name: set(labels) for name, labels in _own_metrics().items()}
     for query in queries():
         known = set[str | None]().union(*(by_metric[name] for name in query.metrics))

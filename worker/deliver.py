@@ -47,6 +47,8 @@ class Request:
         self.sample_count = batch.sample_count
         self.size_bytes = 0
         """Bytes before compression, in the version that was encoded last."""
+        self.attempts = 0
+        """How often it was sent, when it was last sent until something was decided."""
         self._metadata = metadata
         self._bodies: dict[Message, bytes] = {}
 
@@ -57,6 +59,10 @@ class Request:
             self.size_bytes = len(body)
             self._bodies[message] = compress(body)
         return self._bodies[message]
+
+    def forget_bodies(self) -> None:
+        """Make room while it waits; encoding it anew gives the same bytes."""
+        self._bodies.clear()
 
 
 class Interrupted(Enum):
@@ -99,6 +105,8 @@ class Deliverer:
         """Since when that is so, unix seconds."""
         self.accepted_requests = 0
         """How many requests the receiver has accepted: evidence that it works."""
+        self.accepting = asyncio.Event()
+        """Set whenever it accepts one; cleared by whoever waits for the next."""
         self._queue = destination.queue
         self._sender = sender
         self._clock = clock
@@ -133,6 +141,7 @@ class Deliverer:
         *,
         wanted: Callable[[], Awaitable[bool]],
         failures_allowed: int,
+        first_attempt: int = 0,
     ) -> Accepted | Refused | Later | Interrupted:
         """Send until the receiver has accepted or refused, or until something else comes first.
 
@@ -140,10 +149,12 @@ class Deliverer:
         failures_allowed: answers and silences that may come from what is in the request (`Fate.RETRY`); after so many
                           it is `Later`, for the caller to look for the cause. A run that ends looks for it only where
                           the receiver takes other requests meanwhile.
+        first_attempt:    above 0 for the same bytes again that were sent so often before.
         """
-        attempt = failures = 0
+        attempt, failures = first_attempt, 0
         waited_seconds = 0.0
         while True:
+            request.attempts = attempt + 1
             verdict = await self._offer(request, attempt, stopping)
             if not isinstance(verdict, Later):
                 return await self._tell(request, verdict)
@@ -217,7 +228,13 @@ class Deliverer:
                 self._fall_back(reason)
             case Refused(status=400, speaks_2=False) if message is Message.V2 and not self.protocol.knows_2:
                 # Remote write 2.0 specification: 1.x receivers answer 400 where 415 is meant.
-                self._fall_back("HTTP 400 to the first request in 2.0, without any X-Prometheus-Remote-Write header")
+                self._fall_back(_BAD_REQUEST.format("the first"))
+            case Refused(status=400, speaks_2=False) if message is Message.V2 and self.protocol.is_automatic:
+                # As above, of a receiver that has taken the place of one that knew 2.0; or the samples are bad.
+                in_1 = await self._exchange(request, Message.V1, attempt, stopping)
+                if isinstance(in_1, Accepted):
+                    self._fall_back(_BAD_REQUEST.format("a"))
+                return verdict if isinstance(in_1, Refused) else in_1
             case Accepted() | Refused(speaks_2=True):
                 self.protocol.understood(message)
                 self._show_protocol()
@@ -336,6 +353,7 @@ class Deliverer:
 
     def _took(self, request: Request, verdict: Accepted) -> None:
         self.accepted_requests += 1
+        self.accepting.set()
         newest_ms = max((bucket.timestamp_ms for bucket in request.batch.buckets), default=0)
         self._metrics.took(self.name, now=self._clock.now(), newest_seconds=newest_ms / 1000)
         if verdict.written_samples is not None and verdict.written_samples < request.sample_count:
@@ -358,6 +376,9 @@ class Deliverer:
         is_2 = self.protocol.message is Message.V2
         self._metrics.push_message_version.labels(self.name).set(2 if is_2 else 1)
         self._metrics.push_fallen_back.labels(self.name).set(1 if self.protocol.why_older else 0)
+
+
+_BAD_REQUEST = "HTTP 400 to {} request in 2.0, without any X-Prometheus-Remote-Write header"
 
 
 def _outcome(verdict: Verdict) -> str:

@@ -6,7 +6,9 @@ requests, and the good ones arrive. It works for receivers that keep the good pa
 a repetition, and for those that keep nothing of it.
 
 A batch that fails again and again with 5xx is treated in the same way, with one difference: a failure is also what an
-outage looks like. So a sample is blamed only when the receiver has taken other rows before and after it failed, twice.
+outage looks like, and that of a part of the receiver fails some series and takes the others. So a sample is blamed only
+for a status that can mean the sample, when the receiver has taken other rows before and after it failed, again and
+again over a time that such an outage does not last (`blame_after_seconds`).
 
 One short cut, for a strict receiver, whose queue waits for the search: where all of a window is refused that is older
 than an hour, and sixteen samples of it, chosen by chance, are refused each alone, the rest is taken to be too old like
@@ -30,9 +32,14 @@ from worker.remote_write import Accepted, Later, Refused, halves, spread
 # have (half of the two hours of a block); windows within it are never taken to be refused for their age.
 _AGE_OF_SUSPICION_SECONDS = 3600.0
 
-# Tried one by one before a window is taken to be too old: where one in six samples were good, the chance to meet none
-# of them would be (5/6)^16, one in twenty.
-_TRIED_OF_A_WINDOW = 16
+TRIED_OF_A_WINDOW = 16
+"""Tried one by one before a window is taken to be too old: where one in six samples were good, the chance to meet none
+of them would be (5/6)^16, one in twenty."""
+
+TRIED_OF_THE_NEXT_WINDOW = 2
+"""The same for a window behind one that was too old: where one in a hundred samples is bad for another reason, the
+chance to meet only such is one in ten thousand. A day without the receiver are 1,440 windows of a minute, which take
+7 minutes with 3 requests each at 600 a minute; with 17 it were 41, and as many windows more would grow too old."""
 
 # Halvings from a batch down to a sample: enough for the largest batch, 2^20 samples.
 _MOST_HALVINGS = 20
@@ -41,6 +48,15 @@ _MOST_HALVINGS = 20
 # rounds. More where the receiver fails others, too: until chance would have done it once in a million times.
 _LEAST_FAILURES = 4
 _CHANCE = 1e-6
+
+# Between two rounds over the samples that fail alone: at first as long as a receiver needs to restart, twice as long
+# each time, and so that there are a dozen rounds in the time after which they are blamed.
+_FIRST_REST_SECONDS = 15.0
+_ROUNDS = 12
+
+# "Bad gateway", "service unavailable" and "gateway timeout" speak of the receiver and never of a sample (RFC 9110,
+# 15.6), and neither does a silence.
+_NEVER_THE_SAMPLE = frozenset({502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +86,14 @@ Decision = Taken | Declined
 class _Doubt:
     """A single sample that failed, and may or may not be to blame.
 
+    since:             when it failed first, on the monotonic clock.
     accepted_requests: how many the receiver had accepted when it failed last.
     failures:          how often it failed alike while the receiver was seen to work.
     """
 
     request: Request
     failure: Later
+    since: float
     accepted_requests: int
     failures: int = 0
 
@@ -90,21 +108,31 @@ class Isolation:
         request: Callable[[Batch], Request],
         accepted_requests: Callable[[], int],
         pause: Callable[[int], Awaitable[bool]],
+        rest: Callable[[float], Awaitable[bool]],
+        blame_after_seconds: float,
         strict: bool,
+        tried_of_a_window: int = TRIED_OF_A_WINDOW,
         clock: Clock,
     ) -> None:
         """Make it.
 
-        send:              sends a request, with so many failures allowed.
-        accepted_requests: how many requests the receiver has accepted so far, of any lane.
-        pause:             waits after so many failures in a row; tells whether to stop.
-        strict:            whether the receiver takes nothing out of order.
+        send:                sends a request, with so many failures allowed.
+        accepted_requests:   how many requests the receiver has accepted so far, of any lane.
+        pause:               waits after so many failures in a row; tells whether to stop.
+        rest:                waits for so many seconds; tells whether to stop.
+        blame_after_seconds: how long a sample must fail alone before it is blamed.
+        strict:              whether the receiver takes nothing out of order.
+        tried_of_a_window:   how many samples of an old window are tried, where that is so.
         """
         self._send = send
         self._request = request
         self._accepted_requests = accepted_requests
         self._pause = pause
+        self._rest = rest
+        self._rounds = 0  # over the doubtful
+        self._blame_after_seconds = blame_after_seconds
         self._strict = strict
+        self._tried_of_a_window = tried_of_a_window
         self._clock = clock
         self._suspects: list[Batch] = []  # what comes next is last
         self._doubtful: list[_Doubt] = []
@@ -122,6 +150,8 @@ class Isolation:
         self.largest_taken_bytes = 0
         """Bytes of the largest part that was accepted."""
         self.declined_samples = 0
+        self.found_too_old = False
+        """Whether a window was found to be too old as a whole."""
 
     async def decisions(self, request: Request, verdict: Refused | Later) -> AsyncIterator[Decision]:
         """What becomes of each sample of a request on which the receiver gave this verdict as a whole."""
@@ -130,6 +160,8 @@ class Isolation:
         while (self._suspects or self._doubtful) and self.interrupted is None:
             async for decision in self._try_suspects():
                 yield decision
+            if not self._rounds:
+                await self._wait_after_failures()
             async for decision in self._blame():
                 yield decision
 
@@ -160,7 +192,7 @@ class Isolation:
             case Refused() if request.sample_count == 1 or not verdict.is_about_content:
                 yield self._declined(batch, verdict)
             case Later() if request.sample_count == 1:
-                self._doubtful.append(_Doubt(request, verdict, self._accepted_requests()))
+                self._doubtful.append(_Doubt(request, verdict, self._clock.monotonic(), self._accepted_requests()))
             case Refused() if self._may_be_too_old(batch):
                 async for decision in self._try_some(batch, verdict):
                     yield decision
@@ -242,7 +274,7 @@ class Isolation:
     async def _try_some(self, batch: Batch, verdict: Refused) -> AsyncIterator[Decision]:
         """Try a few samples of an old window: if each is refused, all will be; else all are looked at."""
         self._looked_at.update(bucket.timestamp_ms for bucket in batch.buckets)
-        singles, rest = spread(batch, _TRIED_OF_A_WINDOW)
+        singles, rest = spread(batch, self._tried_of_a_window)
         for index, single in enumerate(singles):
             part = self._request(single)
             answer = await self._try(part)
@@ -262,23 +294,43 @@ class Isolation:
             untried = [bucket for part in (rest, *singles[index + 1 :]) for bucket in part.buckets]
             self._suspects.append(Batch(tuple(untried), batch.series))
             return
-        yield self._declined(rest, verdict, f" ({_TRIED_OF_A_WINDOW} samples of this time were tried alone)")
+        self.found_too_old = True
+        yield self._declined(rest, verdict, f" ({self._tried_of_a_window} samples of this time were tried alone)")
 
     async def _blame(self) -> AsyncIterator[Decision]:
-        """Decide on what fails alone, by trying it between rows that the receiver takes."""
-        await self._wait_after_failures()
-        while self._doubtful and self.interrupted is None:
+        """One round over what fails alone: try each between rows that the receiver takes, then rest."""
+        self._rounds += 1
+        is_proven = False
+        for _ in range(len(self._doubtful)):
+            if self.interrupted is not None:
+                return
             doubt = self._doubtful.pop(0)
             proven = self._accepted_requests() > doubt.accepted_requests or await self._takes_control()
             if self.interrupted is not None:
                 return
-            if proven and doubt.failures >= self._failures_to_blame():
+            if proven and self._is_to_blame(doubt):
                 yield self._declined(doubt.request.batch, doubt.failure)
                 continue
             async for decision in self._try_again(doubt, proven=proven):
                 yield decision
+            is_proven = is_proven or proven
             if not proven and self._failures_in_a_row and await self._pause(self._failures_in_a_row):
                 self.interrupted = Interrupted.STOPPING
+        if self._doubtful and is_proven and self.interrupted is None:
+            seconds = min(_FIRST_REST_SECONDS * 2.0 ** min(self._rounds - 1, 32), self._blame_after_seconds / _ROUNDS)
+            if await self._rest(seconds):
+                self.interrupted = Interrupted.STOPPING
+
+    def _is_to_blame(self, doubt: _Doubt) -> bool:
+        """Whether a sample has failed so long, so often and with such a status that it must be the sample."""
+        status = doubt.failure.status
+        return (
+            status is not None
+            and status >= 500
+            and status not in _NEVER_THE_SAMPLE
+            and doubt.failures >= self._failures_to_blame()
+            and self._clock.monotonic() - doubt.since >= self._blame_after_seconds
+        )
 
     def _failures_to_blame(self) -> int:
         """How often a sample must have failed: so often that chance alone would have done it once in a million times.
@@ -310,7 +362,7 @@ class Isolation:
                 self._failures_in_a_row += 1
                 # What fails for its own sake fails in the same way each time.
                 failures = failures + proven if status == doubt.failure.status else 0
-                self._doubtful.append(_Doubt(doubt.request, answer, self._accepted_requests(), failures))
+                self._doubtful.append(_Doubt(doubt.request, answer, doubt.since, self._accepted_requests(), failures))
             case _:
                 assert_never(answer)
 
@@ -350,6 +402,6 @@ class Isolation:
             self._strict
             and len(timestamps_ms) == 1
             and timestamps_ms.isdisjoint(self._looked_at)
-            and batch.sample_count > 2 * _TRIED_OF_A_WINDOW
+            and batch.sample_count > 2 * TRIED_OF_A_WINDOW
             and min(timestamps_ms) / 1000 < self._clock.now() - _AGE_OF_SUSPICION_SECONDS
         )

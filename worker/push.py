@@ -7,15 +7,17 @@ one is read and encoded.
 
 Promises: a bucket is acknowledged only after 2xx to requests that held all its samples; what is refused is recorded
 sample by sample with the receiver's words (`worker.isolate`) and stops nothing else; everything else is tried again
-until it succeeds (`worker.deliver`). Recent windows and a backlog take turns. A strict receiver gets one window of a
-series per request, oldest first. A request under way when the worker stops is finished and its outcome recorded.
+until it succeeds (`worker.deliver`), and what fails alone keeps nothing from going past it. Recent windows and a backlog
+take turns. A strict receiver gets one window of a series per request, oldest first. A request under way when the worker
+stops is finished and its outcome recorded.
 
 Knows nothing of Cloudflare. What it does not write to the ledger is forgotten when the process ends, at no loss.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -27,7 +29,7 @@ from worker.config import DestinationSettings, Message
 from worker.deliver import Deliverer, Interrupted, Request, Sender
 from worker.errors import LedgerFullError
 from worker.health import Health
-from worker.isolate import Decision, Declined, Taken
+from worker.isolate import TRIED_OF_A_WINDOW, TRIED_OF_THE_NEXT_WINDOW, Decision, Declined, Taken
 from worker.ledger import (
     WHOLE_QUEUE,
     Lane,
@@ -65,8 +67,9 @@ _FULL_LEDGER_RETRY_SECONDS = 5.0
 # the front of the queue, and what comes in meanwhile may be too old already.
 _EXPIRE_SECONDS = 1.0
 
-# Buckets that are passed over while a search goes on; with more, the backlog waits. Each read names them: 80 kB.
-_MOST_PUT_OFF = 10_000
+# Requests of a lane that are searched or held at a time; with so many, its backlog waits. Each keeps its batch: 20,000
+# samples are 0.24 MB, so that 32 of them are 8 MB a lane.
+_MOST_SET_ASIDE = 32
 
 log = get_logger()
 
@@ -79,36 +82,53 @@ class _Turn:
     bucket_ids: frozenset[int]
     tally: Tally
     read_at: float
-    is_live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A request that failed while nothing showed that the receiver works: the same bytes go out again, later.
+
+    due: when that may be, on the monotonic clock.
+    """
+
+    request: Request
+    tally: Tally
+    due: float
 
 
 @dataclass(slots=True)
 class _LaneState:
     """One lane at work.
 
-    sending:   held by whoever sends: one request of a lane at a time.
-    in_hand:   buckets of the turns that were read and are not done with: not to be read again.
-    searched:  the same of each search that is under way.
-    put_off:   the same of requests that need a search, too: they are sent again when the one under way is over.
-    isolating: the search for what is to blame in a request of the lane, beside which its other work goes on.
-    search:    the same search, as long as it lasts.
-    gave_up:   whether a search has used up the attempts of a run that ends.
+    sending:       held by whoever sends: one request of a lane at a time.
+    in_hand:       buckets of the turns that were read and are not done with: not to be read again.
+    searches:      the searches that are under way beside the lane's other work, by their buckets.
+    held:          requests that wait for a sign that the receiver works, the oldest first.
+    failed_in_row: failures of requests since the receiver last took one of the lane.
+    accepted_then: how many requests the receiver had accepted when the last one failed that was searched or held; -1
+                   before that.
+    gave_up:       whether a search has used up the attempts of a run that ends.
     """
 
     lane: Lane
     sending: asyncio.Lock = field(default_factory=asyncio.Lock)
     in_hand: set[int] = field(default_factory=set)
-    searched: list[frozenset[int]] = field(default_factory=list)
-    put_off: set[int] = field(default_factory=set)
-    put_off_in_a_row: int = 0
-    isolating: asyncio.Task[Interrupted | None] | None = None
-    search: Search | None = None
+    searches: dict[frozenset[int], Search] = field(default_factory=dict)
+    held: list[_Held] = field(default_factory=list)
+    failed_in_row: int = 0
+    accepted_then: int = -1
     gave_up: bool = False
 
-    @property
-    def is_searching(self) -> bool:
-        """Whether a search is under way."""
-        return self.isolating is not None and not self.isolating.done()
+    def holds_up_the_backlog(self) -> bool:
+        """Whether what comes next had better wait: enough is set aside, or it may be refused for its size as well."""
+        return len(self.searches) + len(self.held) >= _MOST_SET_ASIDE or any(
+            search.may_be_about_size for search in self.searches.values()
+        )
+
+    def set_aside(self) -> set[int]:
+        """Buckets that must not be read."""
+        held = (bucket_id for each in self.held for bucket_id in each.request.bucket_ids)
+        return self.in_hand.union(held, *self.searches)
 
 
 class Pusher:
@@ -161,6 +181,7 @@ class Pusher:
         self._outbox = Outbox(destination)
         self._searches = Allowance(self._queue.max_split_requests_per_minute, per_seconds=60.0, clock=clock)
         self._size = RequestSize(self._queue.max_bytes_per_send)
+        self._last_was_too_old = False
         self._expired_at = float("-inf")
         self._log = log.bind(destination=destination.name)
         metrics.push_shards.labels(self.name).set(count)
@@ -186,18 +207,19 @@ class Pusher:
                 new_work.clear()
                 await self._empty(state, group, stopping)
                 self._health.completed(self.loop)
-                await wait_for_any(self._clock, IDLE_SECONDS, new_work, stopping)
+                await wait_for_any(self._clock, min(IDLE_SECONDS, self._held_seconds(state)), new_work, stopping)
 
     async def _drain_lane(self, lane: Lane, stopping: asyncio.Event) -> None:
         state = _LaneState(lane)
         while not stopping.is_set():
             async with asyncio.TaskGroup() as group:
                 finished = await self._empty(state, group, stopping)
-                searched = state.isolating is not None
-            state.isolating = None
+                is_left = bool(state.searches or state.held)
             # What a search left undecided, or what came meanwhile, waits again.
-            if not finished or not searched or state.gave_up:
+            if not finished or not is_left or state.gave_up:
                 return
+            if state.held and not state.searches:
+                await wait_for_any(self._clock, self._held_seconds(state), stopping)
 
     async def _empty(self, state: _LaneState, group: asyncio.TaskGroup, stopping: asyncio.Event) -> bool:
         """Deliver what waits in a lane, until a look at all of its queue finds nothing; whether it came that far."""
@@ -206,18 +228,22 @@ class Pusher:
             found = False
             queue = _Reading(self, state)
             turn = await queue.next_turn()
-            while turn is not None and not stopping.is_set():
-                found = True
-                following = asyncio.create_task(queue.next_turn())
-                try:
-                    interrupted = await self._deliver(state, turn, group, stopping)
-                finally:
-                    turn = await following
+            while not stopping.is_set():
+                resumed, interrupted = await self._resume(state, group, stopping, knocks=turn is None)
+                found = found or resumed or turn is not None
+                if interrupted is None:
+                    if turn is None:
+                        break
+                    following = asyncio.create_task(queue.next_turn())
+                    try:
+                        interrupted = await self._deliver(state, turn, group, stopping)
+                    finally:
+                        turn = await following
                 match interrupted:
                     case Interrupted.STOPPING:
+                        self._put_back(state, turn)
                         return False
                     case Interrupted.OVERTAKEN:
-                        self._put_back(state, turn)
                         break
                     case None:
                         pass
@@ -247,7 +273,7 @@ class Pusher:
                 one_window_per_series=self._strict,
                 lane=state.lane,
                 stretch=stretch,
-                without=state.in_hand.union(*state.searched, state.put_off),
+                without=state.set_aside(),
                 waited_for_since=waited_for_since if self._strict else None,
             )
             if pending is None:
@@ -265,8 +291,7 @@ class Pusher:
                 tally = Tally(pending.batch)
                 await self._settle_what_is_not_sent(tally, outgoing)
                 if outgoing.batch.buckets:
-                    is_live = stretch.before_segment == WHOLE_QUEUE.before_segment
-                    return self._turn(state, outgoing.batch, tally, read_at, is_live=is_live), after
+                    return self._turn(state, outgoing.batch, tally, read_at), after
 
     async def _settle_what_is_not_sent(self, tally: Tally, outgoing: Outgoing) -> None:
         """What a relabelling rule drops has been delivered as the user wants it: not at all."""
@@ -279,7 +304,7 @@ class Pusher:
         """Where recent windows begin, which do not wait behind the backlog; None where the order must be kept."""
         return None if self._strict else int(self._clock.now() - self._queue.live_window_seconds)
 
-    def _turn(self, state: _LaneState, batch: Batch, tally: Tally, read_at: float, *, is_live: bool) -> _Turn:
+    def _turn(self, state: _LaneState, batch: Batch, tally: Tally, read_at: float) -> _Turn:
         message = self.deliverer.protocol.message
         # What is cut for 2.0 fits in 1.0, too.
         parts = split_batch(
@@ -288,7 +313,7 @@ class Pusher:
         requests = tuple(self._request(part) for part in parts)
         for request in requests:
             request.body(message)
-        turn = _Turn(requests, frozenset(bucket.bucket_id for bucket in batch.buckets), tally, read_at, is_live)
+        turn = _Turn(requests, frozenset(bucket.bucket_id for bucket in batch.buckets), tally, read_at)
         state.in_hand |= turn.bucket_ids
         return turn
 
@@ -306,35 +331,95 @@ class Pusher:
             state.in_hand -= turn.bucket_ids
             return Interrupted.OVERTAKEN
         for request in turn.requests:
-            answer = await self._send(
-                state,
-                request,
-                stopping=stopping,
-                wanted=partial(self._are_pending, request.bucket_ids),
-                # What would be put off for its failures anyway need not fail often.
-                failures_allowed=1 if state.is_searching and not turn.is_live else self._queue.split_after_failures,
-            )
-            match answer:
-                case Accepted():
-                    state.put_off_in_a_row = 0
-                    self._size.taken(request.size_bytes)
-                    self._show_size()
-                    await self._settle(turn.tally, Taken(request.batch))
-                case Refused(status=status, text=text) if not answer.is_about_content:
-                    self._tell(await self._settle(turn.tally, Declined(request.batch, status, text)))
-                case Refused() | Later():
-                    interrupted = await self._isolate(
-                        state, turn.tally, request, answer, group=group, stopping=stopping
-                    )
-                case Interrupted():
-                    interrupted = answer
-                case _:
-                    assert_never(answer)
+            interrupted = await self._carry_out(state, request, turn.tally, group=group, stopping=stopping)
             if interrupted is not None:
                 break
-        # What is not decided on, and not searched, waits again.
+        # What is not decided on, and neither held nor searched, waits again.
         state.in_hand -= turn.bucket_ids
         return interrupted
+
+    async def _resume(
+        self, state: _LaneState, group: asyncio.TaskGroup, stopping: asyncio.Event, *, knocks: bool
+    ) -> tuple[bool, Interrupted | None]:
+        """Send again what is held: all of it once the receiver works; if not, and `knocks`, the oldest request.
+
+        Tells whether anything was sent.
+        """
+        now = self._clock.monotonic()
+        due = [held for held in state.held if held.due <= now]
+        if not self._works(state):
+            due = due[:1] if knocks else []
+        for held in due:
+            state.held.remove(held)
+            if not await self._are_pending(held.request.bucket_ids):
+                return True, Interrupted.OVERTAKEN
+            interrupted = await self._carry_out(state, held.request, held.tally, group=group, stopping=stopping)
+            if interrupted is not None:
+                return True, interrupted
+        return bool(due), None
+
+    def _held_seconds(self, state: _LaneState) -> float:
+        """How long until something that is held may be sent again."""
+        return max(0.0, min((held.due for held in state.held), default=math.inf) - self._clock.monotonic())
+
+    def _works(self, state: _LaneState) -> bool:
+        """Whether the receiver works as far as the lane can tell: it took something since a request failed for long."""
+        return self.deliverer.accepted_requests > state.accepted_then
+
+    async def _carry_out(
+        self,
+        state: _LaneState,
+        request: Request,
+        tally: Tally,
+        *,
+        group: asyncio.TaskGroup,
+        stopping: asyncio.Event,
+    ) -> Interrupted | None:
+        """Send a request, and do with it what its answer asks for."""
+        works = self._strict or self._works(state)
+        answer = await self._send(
+            state,
+            request,
+            stopping=stopping,
+            wanted=partial(self._are_pending, request.bucket_ids),
+            # Where nothing shows that the receiver works, it is a knock at the door, and once is enough.
+            failures_allowed=self._queue.split_after_failures if works else 1,
+            first_attempt=request.attempts,
+        )
+        match answer:
+            case Accepted():
+                state.failed_in_row = 0
+                self._last_was_too_old = False
+                self._size.taken(request.size_bytes)
+                self._show_size()
+                await self._settle(tally, Taken(request.batch))
+            case Refused(status=status, text=text) if not answer.is_about_content:
+                self._tell(await self._settle(tally, Declined(request.batch, status, text)))
+            case Later() if not works:
+                await self._hold(state, request, tally, stopping)
+            case Refused() | Later():
+                return await self._isolate(state, tally, request, answer, group=group, stopping=stopping)
+            case Interrupted():
+                return answer
+            case _:
+                assert_never(answer)
+        return None
+
+    async def _hold(self, state: _LaneState, request: Request, tally: Tally, stopping: asyncio.Event) -> None:
+        """Keep a request that failed like one before it: it may be as bad as that, or an outage, or passing.
+
+        With too many of them it waits in the queue again. So an outage meets one request after a full wait, whichever.
+        """
+        state.failed_in_row += 1
+        state.accepted_then = self.deliverer.accepted_requests
+        if len(state.held) < _MOST_SET_ASIDE:
+            request.forget_bodies()
+            due = self._clock.monotonic() + self.deliverer.pause_seconds(request.attempts - 1)
+            state.held.append(_Held(request, tally, due))
+        if self._attempts_allowed is None:
+            pause_seconds = self.deliverer.pause_seconds(self._queue.split_after_failures - 1 + state.failed_in_row)
+            self.deliverer.accepting.clear()
+            await wait_for_any(self._clock, pause_seconds, stopping, self.deliverer.accepting)
 
     async def _send(
         self,
@@ -344,6 +429,7 @@ class Pusher:
         stopping: asyncio.Event,
         wanted: Callable[[], Awaitable[bool]],
         failures_allowed: int,
+        first_attempt: int = 0,
     ) -> Accepted | Refused | Later | Interrupted:
         """Send one request of the lane while no other one is under way."""
         async with state.sending:
@@ -354,6 +440,7 @@ class Pusher:
                 stopping,
                 wanted=wanted,
                 failures_allowed=failures_allowed,
+                first_attempt=first_attempt,
             )
 
     async def _isolate(
@@ -369,15 +456,12 @@ class Pusher:
         """Find out what in a request is to blame.
 
         A lane of a strict receiver waits for that, as what comes behind would make the rest undeliverable. Any other
-        goes on beside it, which it may have to: a search for what fails can last until other windows go through. What
-        needs a second search of that kind is put off; one for what is refused is gone through, as far as nothing fails.
+        goes on beside it, which it may have to: a search for what fails can last until other windows go through.
         """
-        if state.search is not None and frozenset(request.bucket_ids) in state.searched:
+        buckets = frozenset(request.bucket_ids)
+        if buckets in state.searches:
             # Another piece of the bucket that is searched, which is decided on when all of its pieces are.
-            state.search.add(request)
-            return None
-        if state.is_searching and isinstance(verdict, Later):
-            await self._put_off(state, request, stopping)
+            state.searches[buckets].add(request)
             return None
         if isinstance(verdict, Refused):
             what = "The receiver refused a request; its samples are tried in smaller parts"
@@ -385,38 +469,18 @@ class Pusher:
         else:
             what = "A request failed again and again; its samples are tried in smaller parts"
             self._log.warning(what, reason=verdict.reason, samples=request.sample_count)
+            state.accepted_then = self.deliverer.accepted_requests
         self._metrics.push_splits_total.labels(self.name).inc()
-        state.searched.append(frozenset(request.bucket_ids))
-        waits = not state.is_searching
-        search = self._search(state, tally, request, verdict, stopping, waits=waits)
-        if waits and not self._strict:
-            state.isolating = group.create_task(search)
-            return None
-        interrupted = await search
-        if waits or interrupted is not Interrupted.STOPPING or stopping.is_set():
-            return interrupted
-        if state.is_searching:
-            state.put_off |= set(request.bucket_ids)
+        searching = self._search(state, tally, request, verdict, stopping)
+        if self._strict:
+            return await searching
+        group.create_task(searching)
         return None
 
-    async def _put_off(self, state: _LaneState, request: Request, stopping: asyncio.Event) -> None:
-        """Pass over a request that fails while a search goes on: it may be as bad, or an outage, or passing."""
-        state.put_off |= set(request.bucket_ids)
-        state.put_off_in_a_row += 1
-        if self._attempts_allowed is None:
-            failures = self._queue.split_after_failures - 1 + state.put_off_in_a_row
-            await wait_for_any(self._clock, self.deliverer.pause_seconds(failures), stopping)
-
-    async def _search(
-        self,
-        state: _LaneState,
-        tally: Tally,
-        request: Request,
-        verdict: Refused | Later,
-        stopping: asyncio.Event,
-        *,
-        waits: bool,
-    ) -> Interrupted | None:
+    def _search(
+        self, state: _LaneState, tally: Tally, request: Request, verdict: Refused | Later, stopping: asyncio.Event
+    ) -> Coroutine[None, None, Interrupted | None]:
+        """A search in a request, which belongs to the lane from now on."""
         search = Search(
             request,
             verdict,
@@ -427,13 +491,18 @@ class Pusher:
             deliverer=self.deliverer,
             allowance=self._searches,
             strict=self._strict,
+            tried_of_a_window=TRIED_OF_THE_NEXT_WINDOW if self._last_was_too_old else TRIED_OF_A_WINDOW,
             attempts_allowed=self._attempts_allowed,
-            failures_before=self._queue.split_after_failures,
-            waits=waits,
+            queue=self._queue,
             clock=self._clock,
         )
-        if waits:
-            state.search = search
+        state.searches[frozenset(request.bucket_ids)] = search
+        return self._carry_through(state, tally, search, stopping)
+
+    async def _carry_through(
+        self, state: _LaneState, tally: Tally, search: Search, stopping: asyncio.Event
+    ) -> Interrupted | None:
+        """Write down what a search decides, until it ends; what it has not decided on waits again."""
         refusals: list[Refusal] = []
         try:
             async for decision in search.decisions(stopping):
@@ -441,16 +510,12 @@ class Pusher:
                 self._health.beat(self.loop)
         finally:
             self._tell(refusals)
-            # What is not decided on waits again, and so does the backlog that was not read meanwhile.
-            state.searched.remove(frozenset(request.bucket_ids))
-            if waits:
-                state.search = None
-            if not state.searched:
-                state.put_off.clear()
+            del state.searches[frozenset(search.request.bucket_ids)]
             self._ledger.announce()
-        state.gave_up = state.gave_up or (waits and search.interrupted is Interrupted.STOPPING)
-        if search.interrupted is None and isinstance(verdict, Refused):
-            self._learn_size(request, verdict, search)
+        self._last_was_too_old = search.found_too_old
+        state.gave_up = state.gave_up or search.interrupted is Interrupted.STOPPING
+        if search.interrupted is None and isinstance(search.verdict, Refused):
+            self._learn_size(search.request, search.verdict, search)
         return search.interrupted
 
     def _learn_size(self, request: Request, verdict: Refused, search: Search) -> None:
@@ -563,7 +628,7 @@ class _Reading:
         return turn
 
     async def _next_of_backlog(self) -> _Turn | None:
-        if self._backlog is None or len(self._state.put_off) >= _MOST_PUT_OFF:
+        if self._backlog is None or self._state.holds_up_the_backlog():
             return None
         # Where the order counts, always from the front: older windows may have come in there meanwhile.
         after = None if self._live is None else self._after

@@ -5,15 +5,21 @@ is given up because what it looks for does not wait any more, or the run ends. K
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 from worker.buckets import Batch
 from worker.clock import Clock, wait_for_any
+from worker.config import QueueSettings
 from worker.deliver import Deliverer, Interrupted, Request
 from worker.isolate import Decision, Isolation
 from worker.rate import Allowance
 from worker.remote_write import Accepted, Later, Refused
+
+# A strict receiver's queue waits for the search, and takes nothing that is an hour old: ten minutes leave the windows
+# behind it fifty.
+_STRICT_BLAME_SECONDS = 600.0
 
 
 class SendInLane(Protocol):
@@ -40,32 +46,30 @@ class Search:
         deliverer: Deliverer,
         allowance: Allowance,
         strict: bool,
+        tried_of_a_window: int,
         attempts_allowed: int | None,
-        failures_before: int,
-        waits: bool,
+        queue: QueueSettings,
         clock: Clock,
     ) -> None:
         """Make it.
 
-        wanted:          whether what the request holds still waits.
-        count:           told of each request.
-        allowance:       requests that searches of this destination may send.
-        failures_before: how often a request fails before it is searched.
-        waits:           whether it waits where nothing shows that the receiver works; else it is given up there.
+        wanted:            whether what the request holds still waits.
+        count:             told of each request.
+        allowance:         requests that searches of this destination may send.
+        tried_of_a_window: as in `Isolation`.
         """
-        self._request = request
-        self._verdict = verdict
+        self.request = request
+        self.verdict = verdict
         self._send_in_lane = send
         self._wanted = wanted
         self._count = count
         self._deliverer = deliverer
         self._allowance = allowance
         self._attempts_allowed = attempts_allowed
-        self._failures_allowed = failures_before
-        self._waits = waits
+        self._failures_allowed = queue.split_after_failures
         self._fails = isinstance(verdict, Later)
         # Waits go on where those of the whole request ended; a run that ends has no time for that.
-        self._failures_before = failures_before if self._fails and attempts_allowed is None else 0
+        self._failures_before = self._failures_allowed if self._fails and attempts_allowed is None else 0
         self._waited_seconds = 0.0
         self._stopping = asyncio.Event()
         self._clock = clock
@@ -74,7 +78,10 @@ class Search:
             request=make_request,
             accepted_requests=lambda: deliverer.accepted_requests,
             pause=self._pause,
+            rest=self._rest,
+            blame_after_seconds=min(queue.blame_after_seconds, _STRICT_BLAME_SECONDS if strict else math.inf),
             strict=strict,
+            tried_of_a_window=tried_of_a_window,
             clock=clock,
         )
 
@@ -89,6 +96,16 @@ class Search:
         return self._isolation.declined_samples
 
     @property
+    def may_be_about_size(self) -> bool:
+        """Whether the request may have been refused as a whole for its size: no sample is known to be refused yet."""
+        return isinstance(self.verdict, Refused) and not self.declined_samples
+
+    @property
+    def found_too_old(self) -> bool:
+        """Whether a window was found to be too old as a whole."""
+        return self._isolation.found_too_old
+
+    @property
     def largest_taken_bytes(self) -> int:
         """Bytes of the largest part that was accepted."""
         return self._isolation.largest_taken_bytes
@@ -99,7 +116,7 @@ class Search:
         if self._fails and await self._pause(0):
             self._isolation.interrupted = Interrupted.STOPPING
             return
-        async for decision in self._isolation.decisions(self._request, self._verdict):
+        async for decision in self._isolation.decisions(self.request, self.verdict):
             yield decision
 
     def add(self, request: Request) -> None:
@@ -120,9 +137,13 @@ class Search:
 
     async def _pause(self, failures: int) -> bool:
         """Wait after so many failures in a row, never less than before; tells whether to give the search up."""
-        if not self._waits or (self._attempts_allowed is not None and failures >= self._attempts_allowed):
+        if self._attempts_allowed is not None and failures >= self._attempts_allowed:
             return True
         if failures <= 1:
             self._waited_seconds = 0.0
         self._waited_seconds = self._deliverer.pause_seconds(self._failures_before + failures - 1, self._waited_seconds)
         return await wait_for_any(self._clock, self._waited_seconds, self._stopping)
+
+    async def _rest(self, seconds: float) -> bool:
+        """Wait before what fails alone is tried again; a run that ends has no time for that."""
+        return self._attempts_allowed is not None or await wait_for_any(self._clock, seconds, self._stopping)

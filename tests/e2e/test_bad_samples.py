@@ -203,7 +203,12 @@ def raw(samples: Content) -> dict[Labels, list[tuple[int, float]]]:
 
 def settings(receiver: Receiver, *, window_seconds: int, message: Message | None, **queue: Any) -> DestinationSettings:
     # How long it waits is a matter of other tests; here that would only take time.
-    pace = {"min_backoff_seconds": 0.001, "max_backoff_seconds": 0.001, "max_split_requests_per_minute": 60_000}
+    pace = {
+        "min_backoff_seconds": 0.001,
+        "max_backoff_seconds": 0.001,
+        "max_split_requests_per_minute": 60_000,
+        "blame_after_seconds": 0.0,
+    }
     return DestinationSettings(
         name=NAME,
         url=receiver.write_url,

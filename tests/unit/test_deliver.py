@@ -481,15 +481,32 @@ async def test_all_lanes_that_are_under_way_in_version_2_fall_back_and_nothing_i
 async def test_a_400_that_shows_that_version_2_was_read_is_a_refusal_like_any_other() -> None:
     scene = automatic(BAD_IN_2, BAD_IN_1)
     assert await scene.send() == BAD_IN_2
-    assert await scene.send() == BAD_IN_1, "it has understood 2.0 before"
-    assert scene.receiver.versions() == [V2, V2]
+    assert scene.receiver.versions() == [V2]
 
 
-async def test_a_400_without_any_header_after_an_acceptance_is_a_refusal() -> None:
-    scene = automatic(WRITTEN, BAD_IN_1)
+async def test_a_400_without_any_header_after_an_acceptance_is_a_refusal_where_version_1_is_refused_as_well() -> None:
+    scene = automatic(WRITTEN, BAD_IN_1, BAD_IN_1)
     await scene.send()
     assert await scene.send() == BAD_IN_1
-    assert scene.receiver.versions() == [V2, V2]
+    assert await scene.send() == ACCEPTED
+    assert scene.receiver.versions() == [V2, V2, V1, V2]
+
+
+async def test_a_receiver_in_whose_place_one_comes_that_knows_version_1_only_gets_that_and_nothing_is_refused() -> None:
+    scene = automatic(WRITTEN)
+    await scene.send()
+    scene.receiver.then = lambda sent: ACCEPTED if sent.message is V1 else BAD_IN_1
+    assert await scene.send() == ACCEPTED
+    assert await scene.send() == ACCEPTED
+    assert scene.receiver.versions() == [V2, V2, V1, V1]
+    assert scene.deliverer.protocol.why_older is not None
+
+
+async def test_a_failure_in_version_1_beside_a_400_in_version_2_decides_nothing() -> None:
+    scene = automatic(WRITTEN, BAD_IN_1, DOWN)
+    await scene.send()
+    assert await scene.send() == ACCEPTED
+    assert scene.receiver.versions() == [V2, V2, V1, V2]
 
 
 @pytest.mark.parametrize("answer", [UNSUPPORTED, SILENT])

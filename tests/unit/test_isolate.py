@@ -92,6 +92,8 @@ class Search:
     strict: bool = False
     clock: ManualClock = field(default_factory=lambda: ManualClock(NOW))
     paused: list[int] = field(default_factory=list)
+    rested: list[float] = field(default_factory=list)
+    blame_after_seconds: float = 0.0
     most_pauses: int = 10_000
     taken: Counter[Sample] = field(default_factory=Counter)
     declined: dict[Sample, tuple[int | None, str]] = field(default_factory=dict)
@@ -103,6 +105,8 @@ class Search:
             request=sized_request,
             accepted_requests=lambda: self.receiver.accepted + self.receiver.elsewhere,
             pause=self.pause,
+            rest=self.rest,
+            blame_after_seconds=self.blame_after_seconds,
             strict=self.strict,
             clock=self.clock,
         )
@@ -119,6 +123,11 @@ class Search:
     async def pause(self, failures: int) -> bool:
         self.paused.append(failures)
         return len(self.paused) > self.most_pauses
+
+    async def rest(self, seconds: float) -> bool:
+        self.rested.append(seconds)
+        self.clock.set(self.clock.now() + seconds)
+        return False
 
 
 def sized_request(part: Batch) -> Any:

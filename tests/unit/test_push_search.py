@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Collection
+from itertools import pairwise
 
 import pytest
 from structlog.testing import capture_logs
@@ -198,7 +199,9 @@ async def test_an_outage_in_the_middle_of_a_backlog_is_not_met_with_one_request_
     assert not await scene.refused()
 
 
-async def test_what_is_put_off_is_not_sent_again_before_the_search_is_over(scene: Scene) -> None:
+async def test_what_fails_beside_a_search_is_sent_again_in_the_same_bytes_once_a_minute_until_something_is_taken(
+    scene: Scene,
+) -> None:
     poison = samples_of([1], [10, HOUR_NOW - 1])
     await scene.captured([1], [10, HOUR_NOW - 1])
     scene.receiver.answer = never_takes(poison, POISON)
@@ -206,8 +209,87 @@ async def test_what_is_put_off_is_not_sent_again_before_the_search_is_over(scene
     await sees(lambda: scene.clock.now() > NOW + 3 * HOUR, running)
     scene.stopping.set()
     await running
-    whole = Counter(sent.content for sent in scene.receiver.sent if len(sent.samples) == 3)
-    assert sorted(whole.values()) == [1, 5]
+    whole: dict[tuple[tuple[int, int], ...], list[Sent]] = {}
+    for sent in scene.receiver.sent:
+        if len(sent.samples) == 3:
+            whole.setdefault(sent.content, []).append(sent)
+    searched, held = sorted(whole.values(), key=len)
+    assert len(searched) == 5
+    assert [sent.attempt for sent in held] == list(range(len(held)))
+    assert len({sent.body for sent in held}) == 1
+    assert all(later.at - earlier.at >= 30 for earlier, later in pairwise(held))
+
+
+async def test_series_that_fail_while_a_part_of_the_receiver_is_away_are_refused_never_and_delivered_when_it_is_back(
+    scene: Scene,
+) -> None:
+    # One series of every zone is kept by the part that is away, as with one of several ingesters.
+    away = {sample for sample in samples_of(ZONES, range(HOUR_NOW)) if sample[2] == "C1"}
+    scene.receiver.answer = never_takes(away, DOWN)
+    await scene.captured(ZONES, range(HOUR_NOW - 20, HOUR_NOW))
+    running = asyncio.create_task(scene.pusher(max_samples_per_send=30).run(scene.stopping))
+    everything = samples_of(ZONES, range(HOUR_NOW - 20, HOUR_NOW))
+    await sees(lambda: scene.receiver.accepted.keys() >= everything - away, running)
+    await sees(lambda: scene.clock.now() > NOW + 3 * HOUR, running)
+    scene.receiver.answer = lambda _sent: ACCEPTED
+    await sees(lambda: scene.receiver.accepted.keys() >= everything, running)
+    scene.stopping.set()
+    await running
+    assert not await scene.refused()
+
+
+@pytest.mark.parametrize("blame_after_seconds", [1200, 7200])
+async def test_a_sample_is_blamed_for_a_500_only_after_the_time_that_is_set(
+    blame_after_seconds: int, scene: Scene
+) -> None:
+    bad = {(1, 7, "C1")}
+    await scene.captured([1], range(10))
+    scene.receiver.answer = never_takes(bad, POISON)
+    await scene.pusher(blame_after_seconds=blame_after_seconds).drain(scene.stopping)
+    await assert_all_but(bad, samples_of([1], range(10)), scene)
+    alone = [sent.at for sent in scene.receiver.sent if set(sent.samples) == bad]
+    assert blame_after_seconds <= scene.clock.now() - alone[0] < 1.5 * blame_after_seconds
+    assert len(alone) < 60
+
+
+@pytest.mark.parametrize("status", [502, 503, 504, None])
+async def test_what_speaks_of_the_receiver_only_is_never_blamed_on_a_sample(status: int | None, scene: Scene) -> None:
+    bad = {(1, 7, "C1")}
+    await scene.captured([1], range(10))
+    scene.receiver.answer = never_takes(bad, Later("not there", Fate.RETRY, status))
+    running = asyncio.create_task(scene.pusher(blame_after_seconds=0).run(scene.stopping))
+    await sees(lambda: scene.clock.now() > NOW + 20 * HOUR, running)
+    assert not await scene.refused()
+    scene.receiver.answer = lambda _sent: ACCEPTED
+    await sees(lambda: scene.receiver.accepted.keys() >= bad, running)
+    scene.stopping.set()
+    await running
+    await assert_all_but([], samples_of([1], range(10)), scene)
+
+
+async def test_recent_windows_do_not_wait_behind_a_backlog_that_is_bad_all_over(scene: Scene) -> None:
+    backlog = range(HOUR_NOW - 400, HOUR_NOW - 200)
+    await scene.captured([1], backlog)
+    bad = {(1, hour, f"C{hour % 3}") for hour in backlog}
+    waited: list[int] = []
+    since = 0
+
+    def answer(sent: Sent) -> Verdict:
+        nonlocal since
+        if sent.content == ((1, HOUR_NOW - 1),):
+            waited.append(len(scene.receiver.sent) - since)
+        return never_takes(bad)(sent)
+
+    scene.receiver.answer = answer
+    running = asyncio.create_task(scene.pusher(max_shards=1, max_samples_per_send=30).run(scene.stopping))
+    await sees(lambda: len(scene.receiver.sent) > 40, running)
+    since = len(scene.receiver.sent)
+    await scene.captured([1], [HOUR_NOW - 1])
+    await sees(lambda: bool(waited), running)
+    scene.stopping.set()
+    await running
+    # Each of the searches beside it sends one request before it is its turn, and so does the backlog.
+    assert waited[0] <= 40
 
 
 @pytest.mark.parametrize("to_the_whole", [POISON, OUT_OF_BOUNDS], ids=["it fails", "it is refused and its parts fail"])
@@ -493,3 +575,15 @@ async def test_what_becomes_too_old_while_a_long_backlog_is_worked_off_is_not_se
     # One that was read before, and one that was ready.
     assert len({hour for _, hour, _ in late}) <= 2
     assert set((await scene.states()).values()) == {"acknowledged", "expired"}
+
+
+async def test_after_a_window_that_is_too_old_for_a_strict_receiver_the_next_ones_cost_three_requests_each(
+    strict: Scene,
+) -> None:
+    hours = range(HOUR_NOW - 30, HOUR_NOW)
+    await strict.captured([1], hours, samples=40)
+    too_old = samples_of([1], range(HOUR_NOW - 30, HOUR_NOW - 2), 40)
+    strict.receiver.answer = never_takes(too_old)
+    await strict.pusher(window_seconds=0).drain(strict.stopping)
+    await assert_all_but(too_old, samples_of([1], hours, 40), strict)
+    assert len(strict.receiver.sent) == (1 + 16) + 27 * (1 + 2) + 2

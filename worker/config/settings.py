@@ -184,6 +184,14 @@ class QueueSettings(Section):
     Waits of 1+2+4+8+16 s: half a minute, longer than a receiver takes to restart.
     """
 
+    blame_after_seconds: Annotated[
+        float, duration(0, 10 * _YEAR_HOURS * 3600), Field(validation_alias="blame_after")
+    ] = 3600.0
+    """How long a sample must fail alone with a 500, while others are taken, until it is recorded as refused.
+
+    An hour: longer than a part of a receiver (one ingester of many) is usually away, whose series fail alike meanwhile.
+    """
+
     max_split_requests_per_minute: Annotated[int, whole(1, 60_000, "requests")] = 600
     """Most requests per minute that look for refused samples.
 

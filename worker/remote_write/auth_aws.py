@@ -70,9 +70,11 @@ class Signatures:
     async def authorize(self, request: httpx.Request) -> Later | None:
         loop = asyncio.get_running_loop()
         try:
-            headers = await loop.run_in_executor(self._thread, self._signed_headers, request)
+            headers, secrets = await loop.run_in_executor(self._thread, self._signed_headers, request)
         except Exception as error:  # noqa: BLE001 - botocore raises whatever it stumbles over in an answer
             return Later(printable(f"no keys from AWS (sigv4): {self._shown(error)}"), _fate(error))
+        for secret in secrets:
+            self._mask.remember(secret)
         request.headers.update(headers)
         return None
 
@@ -86,11 +88,7 @@ class Signatures:
     def _current_keys(self) -> botocore.credentials.ReadOnlyCredentials:
         if self._keys is None:
             self._keys = self._find_keys()
-        frozen = self._keys.get_frozen_credentials()
-        for secret in (frozen.secret_key, frozen.token):
-            if secret:
-                self._mask.remember(secret)
-        return frozen
+        return self._keys.get_frozen_credentials()
 
     def _find_keys(self) -> botocore.credentials.Credentials:
         sigv4 = self._sigv4
@@ -109,7 +107,8 @@ class Signatures:
         )
         return botocore.credentials.DeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
 
-    def _signed_headers(self, request: httpx.Request) -> dict[str, str]:
+    def _signed_headers(self, request: httpx.Request) -> tuple[dict[str, str], list[str]]:
+        """The headers with the signature, and what in them must not be shown."""
         keys = self._current_keys()
         signed = botocore.awsrequest.AWSRequest(
             method=request.method,
@@ -118,7 +117,10 @@ class Signatures:
             headers={name: request.headers[name] for name in (*_SIGNED, "host") if name in request.headers},
         )
         botocore.auth.SigV4Auth(keys, self._sigv4.service_name, self._region).add_auth(signed)
-        return dict(signed.headers.items())
+        # AWS Signature Version 4 ends the header with it.
+        signature = signed.headers["Authorization"].rpartition("Signature=")[2]
+        secrets = [secret for secret in (keys.access_key, keys.secret_key, keys.token, signature) if secret]
+        return dict(signed.headers.items()), secrets
 
     def _shown(self, error: Exception) -> str:
         is_told = isinstance(error, botocore.exceptions.BotoCoreError | botocore.exceptions.ClientError)

@@ -5,6 +5,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import lru_cache
 from urllib.parse import quote_plus, unquote, unquote_plus, urlsplit
 
 import httpx
@@ -16,8 +17,9 @@ from worker.remote_write.proxy import proxy_for
 # Headers by which a receiver tells its tenants apart: names, not secrets, and often a single digit.
 _TENANT_HEADERS = frozenset({"x-scope-orgid", "thanos-tenant"})
 
-# Of the secrets that were fetched: a token and what came with it, and those before it, which requests under way show.
-_REMEMBERED = 8
+# Of the secrets that were fetched: a token and what came with it, and those before it, which requests under way show. A
+# signature is each request's own: as many as there are shards by default, 50.
+_REMEMBERED = 64
 
 
 class SecretMask:
@@ -44,10 +46,16 @@ class SecretMask:
         if self._spelled is None:
             # The longest first: one may be a part of another.
             secrets = sorted({*self._configured, *self._fetched} - {""}, key=len, reverse=True)
-            self._spelled = [re.compile(b"".join(map(_spelled, secret))) for secret in secrets]
+            self._spelled = list(map(_pattern, secrets))
         for spelled in self._spelled:
             text = spelled.sub(lambda found: b"*" * len(found[0]), text)
         return text
+
+
+@lru_cache(maxsize=4 * _REMEMBERED)
+def _pattern(secret: str) -> re.Pattern[bytes]:
+    """Where a secret is, in any spelling."""
+    return re.compile(b"".join(map(_spelled, secret)))
 
 
 def _spelled(character: str) -> bytes:

@@ -225,6 +225,8 @@ async def test_no_secret_is_in_a_verdict_a_repr_or_the_log(
         assert "canary" not in f"{client!r} {client._setup!r} {client._setup.credentials!r}"
     assert isinstance(verdict, Refused)
     assert "x-amz-security-token: **************" in verdict.text
+    assert "Signature=****************" in verdict.text
+    assert "ASIAROLE" not in verdict.text
     assert "canary" not in verdict.text
     assert "canary" not in caplog.text
 

@@ -183,6 +183,7 @@ def test_every_number_of_the_delivery_can_be_set(tmp_path: Path) -> None:
         "max_retry_after": "7s",
         "parked_probe_interval": "8s",
         "split_after_failures": 9,
+        "blame_after": "9m",
         "max_split_requests_per_minute": 10,
         "max_wait_for_missing_window": "11s",
         "live_window": "12s",
@@ -200,6 +201,7 @@ def test_every_number_of_the_delivery_can_be_set(tmp_path: Path) -> None:
         max_retry_after_seconds=7,
         parked_probe_interval_seconds=8,
         split_after_failures=9,
+        blame_after_seconds=9 * 60,
         max_split_requests_per_minute=10,
         max_wait_for_missing_window_seconds=11,
         live_window_seconds=12,
@@ -215,6 +217,7 @@ def test_what_is_not_set_is_as_it_was_promised() -> None:
     assert queue.max_retry_after_seconds == 300
     assert queue.parked_probe_interval_seconds == 60
     assert queue.split_after_failures == 5
+    assert queue.blame_after_seconds == 3600
     assert queue.max_split_requests_per_minute == 600
     assert queue.max_wait_for_missing_window_seconds == 2400
     assert queue.live_window_seconds == 7200

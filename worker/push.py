@@ -7,51 +7,35 @@ one is read and encoded.
 
 Promises: a bucket is acknowledged only after 2xx to requests that held all its samples; what is refused is recorded
 sample by sample with the receiver's words (`worker.isolate`) and stops nothing else; everything else is tried again
-until it succeeds (`worker.deliver`), and what fails alone keeps nothing from going past it. Recent windows and a backlog
-take turns. A strict receiver gets one window of a series per request, oldest first. A request under way when the worker
-stops is finished and its outcome recorded.
+until it succeeds (`worker.deliver`), and what fails alone keeps nothing from going past it. The order is that of
+`worker.turns`. A request under way when the worker stops is finished and its outcome recorded.
 
 Knows nothing of Cloudflare. What it does not write to the ledger is forgotten when the process ends, at no loss.
 """
 
 import asyncio
-import contextlib
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import assert_never
 
-from worker.buckets import Batch
 from worker.clock import Clock, wait_for_any
-from worker.config import DestinationSettings, Message
+from worker.config import DestinationSettings
 from worker.deliver import Deliverer, Interrupted, Request, Sender
-from worker.errors import LedgerFullError
 from worker.health import Health
-from worker.isolate import TRIED_OF_A_WINDOW, TRIED_OF_THE_NEXT_WINDOW, Decision, Declined, Taken
-from worker.ledger import (
-    WHOLE_QUEUE,
-    Lane,
-    Ledger,
-    Position,
-    Refusal,
-    Stretch,
-    acknowledge,
-    expire_too_old,
-    next_pending,
-    note_failure,
-    refuse,
-    set_aside,
-    still_pending,
-)
+from worker.isolate import TRIED_OF_A_WINDOW, TRIED_OF_THE_NEXT_WINDOW, Declined, Taken
+from worker.ledger import Lane, Ledger, Refusal
 from worker.observe import Metrics, get_logger
 from worker.rate import Allowance
-from worker.remote_write import Accepted, Later, Outbox, Outgoing, Refused, split_batch
+from worker.record import Record
+from worker.remote_write import Accepted, Later, Refused
 from worker.search import Search
 from worker.series import MetricMetadata
 from worker.size import RequestSize
 from worker.tally import Tally
+from worker.turns import Look, Turn, Turns
 
 # A pusher that has nothing to do is woken by the ledger; it looks by itself this often, to show that it turns.
 IDLE_SECONDS = 30.0
@@ -60,28 +44,11 @@ IDLE_SECONDS = 30.0
 # receiver that takes nothing out of order gets one, because the newest sample of any series moves its bound for all.
 _LANES = 4
 
-# How long to wait before a decision that the full volume did not take is written again.
-_FULL_LEDGER_RETRY_SECONDS = 5.0
-
-# How often what has become too old for the receiver is looked for while there is something to read: it costs a look at
-# the front of the queue, and what comes in meanwhile may be too old already.
-_EXPIRE_SECONDS = 1.0
-
 # Requests of a lane that are searched or held at a time; with so many, its backlog waits. Each keeps its batch: 20,000
 # samples are 0.24 MB, so that 32 of them are 8 MB a lane.
 _MOST_SET_ASIDE = 32
 
 log = get_logger()
-
-
-@dataclass(slots=True)
-class _Turn:
-    """What is read from the queue at a time: usually one request, several when a limit cuts it."""
-
-    requests: tuple[Request, ...]
-    bucket_ids: frozenset[int]
-    tally: Tally
-    read_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,28 +128,38 @@ class Pusher:
         self._clock = clock
         self._health = health
         self._metrics = metrics
-        send = destination.metadata.send
-        self._metadata: dict[Message, Mapping[str, MetricMetadata]] = {
-            # Outside the specification of 1.0, and so only there if asked for.
-            Message.V1: metadata if send is True else {},
-            Message.V2: metadata if send is not False else {},
-        }
         self._attempts_allowed = attempts_allowed
+        self._record = Record(
+            destination,
+            loop=f"push:{self.name}",
+            ledger=ledger,
+            clock=clock,
+            health=health,
+            metrics=metrics,
+            waits_for_room=attempts_allowed is None,
+        )
         self.deliverer = Deliverer(
             destination,
             sender=sender,
             clock=clock,
             health=health,
             metrics=metrics,
-            note_failure=self._note_failure,
+            note_failure=self._record.note_failure,
             attempts_allowed=attempts_allowed,
         )
         self.loop = self.deliverer.loop
-        self._outbox = Outbox(destination)
         self._searches = Allowance(self._queue.max_split_requests_per_minute, per_seconds=60.0, clock=clock)
         self._size = RequestSize(self._queue.max_bytes_per_send)
+        self._turns = Turns(
+            destination,
+            ledger=ledger,
+            clock=clock,
+            record=self._record,
+            size=self._size,
+            message=lambda: self.deliverer.protocol.message,
+            metadata=metadata,
+        )
         self._last_was_too_old = False
-        self._expired_at = float("-inf")
         self._log = log.bind(destination=destination.name)
         metrics.push_shards.labels(self.name).set(count)
         metrics.push_max_bytes_per_send.labels(self.name).set(self._size.max_bytes)
@@ -226,15 +203,15 @@ class Pusher:
         found = True
         while found and not stopping.is_set():
             found = False
-            queue = _Reading(self, state)
-            turn = await queue.next_turn()
+            look = Look(self._turns, state.lane, without=state.set_aside, backlog_waits=state.holds_up_the_backlog)
+            turn = await self._next(look, state)
             while not stopping.is_set():
                 resumed, interrupted = await self._resume(state, group, stopping, knocks=turn is None)
                 found = found or resumed or turn is not None
                 if interrupted is None:
                     if turn is None:
                         break
-                    following = asyncio.create_task(queue.next_turn())
+                    following = asyncio.create_task(self._next(look, state))
                     try:
                         interrupted = await self._deliver(state, turn, group, stopping)
                     finally:
@@ -252,81 +229,24 @@ class Pusher:
             self._put_back(state, turn)
         return not stopping.is_set()
 
-    def _put_back(self, state: _LaneState, turn: _Turn | None) -> None:
+    async def _next(self, look: Look, state: _LaneState) -> Turn | None:
+        turn = await look.next_turn()
+        if turn is not None:
+            state.in_hand |= turn.bucket_ids
+        return turn
+
+    def _put_back(self, state: _LaneState, turn: Turn | None) -> None:
         """Nobody has begun with it: it may be read again."""
         if turn is not None:
             state.in_hand -= turn.bucket_ids
 
-    async def read(
-        self, state: _LaneState, stretch: Stretch, after: Position | None
-    ) -> tuple[_Turn | None, Position | None]:
-        """Read and encode what comes next in a stretch of a lane; nothing at its end."""
-        while True:
-            read_at = self._clock.monotonic()
-            await self._expire_too_old()
-            waited_for_since = self._clock.now() - self._queue.max_wait_for_missing_window_seconds
-            pending = await self._ledger.read(
-                next_pending,
-                self.name,
-                after=after,
-                max_samples=self._queue.max_samples_per_send,
-                one_window_per_series=self._strict,
-                lane=state.lane,
-                stretch=stretch,
-                without=state.set_aside(),
-                waited_for_since=waited_for_since if self._strict else None,
-            )
-            if pending is None:
-                return None, after
-            after = pending.position
-            if pending.damaged:
-                self._log.error(
-                    "Buckets in the ledger are damaged and will not be sent",
-                    buckets=len(pending.damaged),
-                    first_bucket_id=pending.damaged[0],
-                )
-                await self._record(partial(set_aside, bucket_ids=pending.damaged))
-            if pending.batch.buckets:
-                outgoing = self._outbox.outgoing(pending.batch)
-                tally = Tally(pending.batch)
-                await self._settle_what_is_not_sent(tally, outgoing)
-                if outgoing.batch.buckets:
-                    return self._turn(state, outgoing.batch, tally, read_at), after
-
-    async def _settle_what_is_not_sent(self, tally: Tally, outgoing: Outgoing) -> None:
-        """What a relabelling rule drops has been delivered as the user wants it: not at all."""
-        if outgoing.dropped:
-            await self._settle(tally, Taken(Batch(outgoing.dropped, {})), sent=False)
-        for bucket, reason in outgoing.unsendable:
-            self._tell(await self._settle(tally, Declined(Batch((bucket,), {}), None, reason)))
-
-    def live_since(self) -> int | None:
-        """Where recent windows begin, which do not wait behind the backlog; None where the order must be kept."""
-        return None if self._strict else int(self._clock.now() - self._queue.live_window_seconds)
-
-    def _turn(self, state: _LaneState, batch: Batch, tally: Tally, read_at: float) -> _Turn:
-        message = self.deliverer.protocol.message
-        # What is cut for 2.0 fits in 1.0, too.
-        parts = split_batch(
-            batch, self._queue.max_samples_per_send, self._size.max_bytes, message, self._metadata[message]
-        )
-        requests = tuple(self._request(part) for part in parts)
-        for request in requests:
-            request.body(message)
-        turn = _Turn(requests, frozenset(bucket.bucket_id for bucket in batch.buckets), tally, read_at)
-        state.in_hand |= turn.bucket_ids
-        return turn
-
-    def _request(self, batch: Batch) -> Request:
-        return Request(batch, self._metadata)
-
     async def _deliver(
-        self, state: _LaneState, turn: _Turn, group: asyncio.TaskGroup, stopping: asyncio.Event
+        self, state: _LaneState, turn: Turn, group: asyncio.TaskGroup, stopping: asyncio.Event
     ) -> Interrupted | None:
         """Send a turn's requests and record what came of each; with an interruption, the rest is still pending."""
         interrupted: Interrupted | None = None
-        await self._expire_too_old()
-        if turn.read_at < self._expired_at and not await self._are_pending(tuple(turn.bucket_ids)):
+        await self._record.expire_too_old()
+        if turn.read_at < self._record.expired_at and not await self._record.are_pending(tuple(turn.bucket_ids)):
             # It was read while an outage lasted that made it too old.
             state.in_hand -= turn.bucket_ids
             return Interrupted.OVERTAKEN
@@ -351,7 +271,7 @@ class Pusher:
             due = due[:1] if knocks else []
         for held in due:
             state.held.remove(held)
-            if not await self._are_pending(held.request.bucket_ids):
+            if not await self._record.are_pending(held.request.bucket_ids):
                 return True, Interrupted.OVERTAKEN
             interrupted = await self._carry_out(state, held.request, held.tally, group=group, stopping=stopping)
             if interrupted is not None:
@@ -381,7 +301,7 @@ class Pusher:
             state,
             request,
             stopping=stopping,
-            wanted=partial(self._are_pending, request.bucket_ids),
+            wanted=partial(self._record.are_pending, request.bucket_ids),
             # Where nothing shows that the receiver works, it is a knock at the door, and once is enough.
             failures_allowed=self._queue.split_after_failures if works else 1,
             first_attempt=request.attempts,
@@ -392,9 +312,9 @@ class Pusher:
                 self._last_was_too_old = False
                 self._size.taken(request.size_bytes)
                 self._show_size()
-                await self._settle(tally, Taken(request.batch))
+                await self._record.settle(tally, Taken(request.batch))
             case Refused(status=status, text=text) if not answer.is_about_content:
-                self._tell(await self._settle(tally, Declined(request.batch, status, text)))
+                self._record.tell(await self._record.settle(tally, Declined(request.batch, status, text)))
             case Later() if not works:
                 await self._hold(state, request, tally, stopping)
             case Refused() | Later():
@@ -485,8 +405,8 @@ class Pusher:
             request,
             verdict,
             send=partial(self._send, state, stopping=stopping),
-            wanted=lambda: self._are_pending(tally.undecided(request.bucket_ids)),
-            make_request=self._request,
+            wanted=lambda: self._record.are_pending(tally.undecided(request.bucket_ids)),
+            make_request=self._turns.request,
             count=self._metrics.push_split_requests_total.labels(self.name).inc,
             deliverer=self.deliverer,
             allowance=self._searches,
@@ -506,10 +426,10 @@ class Pusher:
         refusals: list[Refusal] = []
         try:
             async for decision in search.decisions(stopping):
-                refusals += await self._settle(tally, decision)
+                refusals += await self._record.settle(tally, decision)
                 self._health.beat(self.loop)
         finally:
-            self._tell(refusals)
+            self._record.tell(refusals)
             del state.searches[frozenset(search.request.bucket_ids)]
             self._ledger.announce()
         self._last_was_too_old = search.found_too_old
@@ -532,107 +452,3 @@ class Pusher:
 
     def _show_size(self) -> None:
         self._metrics.push_max_bytes_per_send.labels(self.name).set(self._size.max_bytes)
-
-    async def _settle(self, tally: Tally, decision: Decision, *, sent: bool = True) -> list[Refusal]:
-        """Write down what is decided on as a whole; return what of it is refused."""
-        acknowledged, refusals, partly = tally.count(decision, sent=sent)
-        if acknowledged:
-            await self._record(partial(acknowledge, bucket_ids=acknowledged, any_taken=sent))
-        if refusals:
-            await self._record(partial(refuse, refusals=refusals, partly=partly))
-            for refusal in refusals:
-                self._metrics.refused(self.name, refusal.status, refusal.sample_count)
-        return refusals
-
-    def _tell(self, refusals: Sequence[Refusal]) -> None:
-        """One line for all of them: where one is refused, many are."""
-        if refusals:
-            self._log.error(
-                "Samples are refused for good; the ledger keeps them with the reason",
-                samples=sum(refusal.sample_count for refusal in refusals),
-                buckets=len({refusal.bucket_id for refusal in refusals}),
-                status=refusals[-1].status,
-                answer=refusals[-1].reason,
-            )
-
-    async def _expire_too_old(self) -> None:
-        """Give up what the receiver would refuse for its age, rather than send it in vain."""
-        limits = (self._destination.out_of_order_time_window_seconds, self._queue.sample_age_limit_seconds)
-        window_seconds = min((seconds for seconds in limits if seconds), default=None)
-        if window_seconds is None or self._clock.monotonic() < self._expired_at + _EXPIRE_SECONDS:
-            return
-        self._expired_at = self._clock.monotonic()
-        now = self._clock.now()
-        with contextlib.suppress(LedgerFullError):
-            expired = await self._ledger.write(
-                expire_too_old, self.name, stamped_before=now - window_seconds, window_seconds=window_seconds, now=now
-            )
-            if expired:
-                self._log.error(
-                    "Buckets are older than the receiver takes; they are recorded as expired and not sent",
-                    buckets=expired,
-                    out_of_order_time_window_seconds=window_seconds,
-                )
-
-    async def _are_pending(self, bucket_ids: Sequence[int]) -> bool:
-        await self._expire_too_old()
-        return await self._ledger.read(still_pending, self.name, bucket_ids)
-
-    async def _note_failure(self, reason: str) -> None:
-        """Keep what went wrong for whoever asks; a full volume must not stop delivery over that."""
-        with contextlib.suppress(LedgerFullError):
-            await self._ledger.write(note_failure, self.name, reason, self._clock.now())
-
-    async def _record(self, decision: Callable[..., None]) -> None:
-        """Write a decision down, a verb of the ledger, as soon as the volume has room for it."""
-        while True:
-            try:
-                return await self._ledger.write(decision, destination=self.name, now=self._clock.now())
-            except LedgerFullError as error:
-                if self._attempts_allowed is not None:
-                    raise
-                self._log.error("What the receiver decided cannot be written down; trying again", error=str(error))
-                self._health.beat(self.loop)
-                await self._clock.sleep(_FULL_LEDGER_RETRY_SECONDS)
-
-
-class _Reading:
-    """One look at a lane's queue from its front: recent windows and the backlog behind them, in turns.
-
-    The border between the two stays where it is for as long as the look takes, so that no bucket is in both.
-    """
-
-    def __init__(self, pusher: Pusher, state: _LaneState) -> None:
-        self._pusher = pusher
-        self._state = state
-        border = pusher.live_since()
-        self._live = None if border is None else Stretch(from_segment=border)
-        self._backlog: Stretch | None = WHOLE_QUEUE if border is None else Stretch(before_segment=border)
-        self._after: Position | None = None
-        self._live_is_next = True
-
-    async def next_turn(self) -> _Turn | None:
-        """What comes next; None at the end of both."""
-        for _ in range(2):
-            turn = await (self._next_live() if self._live_is_next else self._next_of_backlog())
-            self._live_is_next = not self._live_is_next
-            if turn is not None:
-                return turn
-        return None
-
-    async def _next_live(self) -> _Turn | None:
-        if self._live is None:
-            return None
-        # Always from the front: windows of every scope keep coming in.
-        turn, _ = await self._pusher.read(self._state, self._live, None)
-        return turn
-
-    async def _next_of_backlog(self) -> _Turn | None:
-        if self._backlog is None or self._state.holds_up_the_backlog():
-            return None
-        # Where the order counts, always from the front: older windows may have come in there meanwhile.
-        after = None if self._live is None else self._after
-        turn, self._after = await self._pusher.read(self._state, self._backlog, after)
-        if turn is None:
-            self._backlog = None
-        return turn

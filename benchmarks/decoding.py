@@ -16,7 +16,7 @@ from benchmarks.processes import Measured, Stopwatch
 from worker.clock import SystemClock
 from worker.cloudflare import WINDOWS_PER_QUERY, ZONES_PER_QUERY, ApiFailure, Zone
 from worker.cloudflare.decode import Decoder
-from worker.cloudflare.query import WindowsQuery
+from worker.cloudflare.query import Source, WindowsQuery
 from worker.simulator.api import ACCEPTED_BEARER, BASE_PATH, SimulatedApi
 from worker.simulator.fleet import Fleet
 
@@ -31,7 +31,7 @@ async def decode_answers() -> Measured:
     api = SimulatedApi(Fleet(zones=ZONES_PER_QUERY), SystemClock())
     zones = tuple(Zone(zone.tag, zone.name, zone.account.tag, zone.account.name, zone.plan) for zone in api.fleet.zones)
     starts = range(start, start + WINDOWS_PER_QUERY * WIDTH_SECONDS, WIDTH_SECONDS)
-    query = WindowsQuery(DATASET, DATASET.grain(WIDTH_SECONDS), zones, starts)
+    query = WindowsQuery((Source(DATASET, DATASET.grain(WIDTH_SECONDS)),), zones, starts)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://simulated") as client:
         headers = {"Authorization": f"Bearer {ACCEPTED_BEARER}", "Content-Type": "application/json"}
         answer = await client.post(f"{BASE_PATH}/graphql", content=query.payload(), headers=headers)

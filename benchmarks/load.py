@@ -14,7 +14,7 @@ from itertools import islice
 
 from worker.buckets import Batch, Bucket, StoredBucket, Window
 from worker.cloudflare.catalogue import DATASETS
-from worker.cloudflare.zone import Zone
+from worker.cloudflare.scope import Zone
 from worker.ledger import Scope
 from worker.series import MetricMetadata, label_block
 

@@ -7,7 +7,6 @@ a value (`Failed`, `ApiFailure`, `TokenRefused`, ...), never an exception.
 from worker.cloudflare.api import CloudflareApi
 from worker.cloudflare.catalogue import DATASETS, Breakdown, Dataset, Grain, Metric, Total
 from worker.cloudflare.client import OnRequest
-from worker.cloudflare.decode import Samples
 from worker.cloudflare.discovery import (
     TokenAccepted,
     TokenCheck,
@@ -21,12 +20,14 @@ from worker.cloudflare.errors import ApiFailure, ErrorKind
 from worker.cloudflare.fetch import Answered, Failed, ZoneAnswer
 from worker.cloudflare.query import WINDOWS_PER_QUERY, ZONES_PER_QUERY
 from worker.cloudflare.quota import Api, Quota
-from worker.cloudflare.zone import Zone
+from worker.cloudflare.rows import Samples
+from worker.cloudflare.scope import Account, Scope, Zone
 
 __all__ = [
     "DATASETS",
     "WINDOWS_PER_QUERY",
     "ZONES_PER_QUERY",
+    "Account",
     "Answered",
     "Api",
     "ApiFailure",
@@ -40,6 +41,7 @@ __all__ = [
     "OnRequest",
     "Quota",
     "Samples",
+    "Scope",
     "TokenAccepted",
     "TokenCheck",
     "TokenRefused",

@@ -4,7 +4,7 @@ Puts the parts of this package together; has no rules of its own. Safe to use fr
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -13,14 +13,14 @@ from worker.clock import Clock
 from worker.cloudflare import discovery
 from worker.cloudflare.catalogue import Dataset
 from worker.cloudflare.client import DEADLINE_SECONDS, Answer, CloudflareClient, OnRequest, Refused, unobserved
-from worker.cloudflare.decode import Decoded, Decoder
+from worker.cloudflare.decode import Answers, Decoder
 from worker.cloudflare.discovery import TokenAccepted, TokenCheck, TokenRefused, TokenUnknown, ZoneList
 from worker.cloudflare.errors import ApiFailure, ErrorKind
 from worker.cloudflare.fetch import Fetch, ZoneAnswer
 from worker.cloudflare.limits import Limits
 from worker.cloudflare.query import WindowsQuery
 from worker.cloudflare.quota import Quota
-from worker.cloudflare.zone import Zone
+from worker.cloudflare.scope import Zone
 
 
 class CloudflareApi:
@@ -127,5 +127,5 @@ class CloudflareApi:
                 pass
         return outcome
 
-    async def _decoded(self, body: bytes, query: WindowsQuery) -> Mapping[str, Decoded]:
+    async def _decoded(self, body: bytes, query: WindowsQuery) -> Answers:
         return await asyncio.get_running_loop().run_in_executor(self._decoding, self._decoder.decode, body, query)

@@ -13,7 +13,7 @@ import msgspec
 
 from worker.cloudflare.client import Answer, CloudflareClient, Refused
 from worker.cloudflare.errors import ApiFailure, ErrorKind, one_line
-from worker.cloudflare.zone import Zone
+from worker.cloudflare.scope import Zone
 
 # The most that Cloudflare gives at once, for accounts as for zones.
 PER_PAGE = 50

@@ -22,11 +22,12 @@ from typing import assert_never
 from worker.clock import Clock
 from worker.cloudflare.catalogue import Dataset, Grain
 from worker.cloudflare.client import Answer, Refused
-from worker.cloudflare.decode import Decoded, Samples
+from worker.cloudflare.decode import Answers
 from worker.cloudflare.errors import ApiFailure, ErrorKind
 from worker.cloudflare.limits import Limits
-from worker.cloudflare.query import WindowsQuery
-from worker.cloudflare.zone import Zone
+from worker.cloudflare.query import Source, WindowsQuery
+from worker.cloudflare.rows import Samples
+from worker.cloudflare.scope import Zone
 
 # Halving ten zones down to single ones takes 18 queries more: 2 + 4 + 8, and 4 for the groups of three that end as two
 # and one. A few more find out about a field or a window.
@@ -116,7 +117,7 @@ class Fetch:
         grain: Grain,
         *,
         send: Callable[[WindowsQuery], Awaitable[Answer | Refused]],
-        decode: Callable[[bytes, WindowsQuery], Awaitable[Mapping[str, Decoded]]],
+        decode: Callable[[bytes, WindowsQuery], Awaitable[Answers]],
         limits: Limits,
         clock: Clock,
     ) -> None:
@@ -184,7 +185,7 @@ class Fetch:
     async def _ask(self, part: _Part) -> list[_Part]:
         """Send the query for a part and settle what its answer settles; the parts to be asked instead."""
         dropped = self._limits.dropped_fields(self._grain, part.zones[0])  # the same for all of its zones
-        query = WindowsQuery(self._dataset.without(dropped), self._grain, part.zones, part.starts)
+        query = WindowsQuery((Source(self._dataset.without(dropped), self._grain),), part.zones, part.starts)
         match await self._send(query):
             case Answer(body):
                 self._unanswered = 0
@@ -204,9 +205,9 @@ class Fetch:
                 denied.append(zone)
         return denied
 
-    def _take(self, part: _Part, decoded: Mapping[str, Decoded]) -> None:
+    def _take(self, part: _Part, decoded: Answers) -> None:
         for zone in part.zones:
-            found = decoded[zone.tag]
+            found = decoded[zone.tag, self._dataset.name]
             if isinstance(found, ApiFailure):
                 self._fail((zone,), part.starts, found)
             else:

@@ -12,7 +12,7 @@ from worker.clock import Clock
 from worker.cloudflare.catalogue import Dataset, Grain
 from worker.cloudflare.errors import ApiFailure, ErrorKind
 from worker.cloudflare.query import WINDOWS_PER_QUERY, ZONES_PER_QUERY
-from worker.cloudflare.zone import Zone
+from worker.cloudflare.scope import Zone
 
 # Plans change rarely: a day late is early enough to find a field or a wider window that was not there before.
 FORGET_AFTER_SECONDS = 86_400.0

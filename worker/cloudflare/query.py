@@ -1,9 +1,11 @@
-"""Queries: the GraphQL text and the variables that ask for a run of windows of some zones.
+"""Queries: the GraphQL text and the variables that ask for a run of windows of some scopes.
 
-Answers look alike for every dataset and width, by aliases: `viewer.zones[].rows[].dimensions.start`. Rows are ordered
-by their window, and the limit is one row more than windows are asked, so a full page is always noticed. Pure.
+Answers look alike for every dataset and width, by aliases: `viewer.zones[].r0[].dimensions.start`, and `r1` for the
+second dataset. Rows are ordered by their window, and the limit is always more than is expected, so a full page is
+noticed. Pure.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -11,74 +13,139 @@ from typing import assert_never
 
 import msgspec
 
-from worker.cloudflare.catalogue import Dataset, Grain, TimeType
-from worker.cloudflare.zone import Zone
+from worker.cloudflare.catalogue import Dataset, Grain, ScopeKind, TimeType
+from worker.cloudflare.catalogue.model import SAMPLE_INTERVAL_PATH
+from worker.cloudflare.scope import Scope
 
-# Cloudflare refuses a query over more zones ("too many zones requested").
+# Cloudflare refuses a query over more zones ("too many zones requested"), and one over two accounts.
 ZONES_PER_QUERY = 10
+ACCOUNTS_PER_QUERY = 1
 
-# One row per zone and window. A row of a busy zone has 250 countries (75 bytes each), 30 statuses, 30 content types and
-# 40 browsers (50 bytes each) and is 24 kB of JSON: at most 10 zones x 60 windows x 24 kB = 14 MB decoded, 2 MB where a
-# row has the usual 60 samples. 60 windows are an hour of minutes or two and a half days of hours.
+# Zones times nodes have a ceiling that is not published; 10 zones x 5 nodes are known to have been answered for years.
+NODES_PER_QUERY = 5
+
+# A run as a caller should ask for it: an hour of minutes, or two and a half days of hours. How many of the windows go
+# into one query depends on their rows (`worker.cloudflare.limits`).
 WINDOWS_PER_QUERY = 60
+
+# The page that Cloudflare documents for grouped nodes (`maxPageSize`).
+PAGE_ROWS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What one alias of a query asks for.
+
+    dataset:   already without the fields that these scopes' plans deny; not empty.
+    grain:     one of its grains.
+    page_rows: how many rows the node answers at most.
+    """
+
+    dataset: Dataset
+    grain: Grain
+    page_rows: int = PAGE_ROWS
+
+    def limit(self, windows: int) -> int:
+        """How many rows Cloudflare may answer per scope; as many rows mean that more may have been cut off."""
+        return self.page_rows if self.dataset.labels else windows + 1
 
 
 @dataclass(frozen=True, slots=True)
 class WindowsQuery:
     """One query.
 
-    dataset: what to ask for, already without the fields that these zones' plans deny; not empty.
-    grain:   one of its grains.
-    zones:   at most ZONES_PER_QUERY.
-    starts:  the windows' starts in unix seconds, contiguous: the step is the grain's width.
+    sources: at most NODES_PER_QUERY, of different datasets for the same kind of scope.
+    scopes:  of that kind; at most ZONES_PER_QUERY, or ACCOUNTS_PER_QUERY.
+    starts:  the windows' starts in unix seconds, contiguous: the step is the width of every grain. A single one where a
+             grain has no time dimension.
     """
 
-    dataset: Dataset
-    grain: Grain
-    zones: tuple[Zone, ...]
+    sources: tuple[Source, ...]
+    scopes: tuple[Scope, ...]
     starts: range
 
     @property
-    def limit(self) -> int:
-        """How many rows Cloudflare may answer per zone; as many rows mean that more may have been cut off."""
-        return len(self.starts) + 1
+    def kind(self) -> ScopeKind:
+        """What it asks for."""
+        return self.sources[0].dataset.scope
 
     @property
     def text(self) -> str:
         """The GraphQL document."""
-        return _text(self.dataset, self.grain)
+        return _text(tuple((source.dataset, source.grain) for source in self.sources))
 
     @property
     def variables(self) -> dict[str, object]:
         """The values of the document's variables."""
-        return {
-            "zones": [zone.tag for zone in self.zones],
-            "since": _instant(self.starts.start, self.grain.time),
-            "until": _instant(self.starts.stop, self.grain.time),
-            "limit": self.limit,
-        }
+        values: dict[str, object] = {}
+        match self.kind:
+            case ScopeKind.ZONE:
+                values["zones"] = [scope.tag for scope in self.scopes]
+            case ScopeKind.ACCOUNT:
+                (values["account"],) = (scope.tag for scope in self.scopes)
+            case _:
+                assert_never(self.kind)
+        for time in _times(source.grain for source in self.sources):
+            values[f"since{time}"] = _instant(self.starts.start, time)
+            values[f"until{time}"] = _instant(self.starts.stop, time)
+        windows = len(self.starts)
+        return values | {f"limit{number}": source.limit(windows) for number, source in enumerate(self.sources)}
 
     def payload(self) -> bytes:
         """The body of the POST request."""
         return msgspec.json.encode({"query": self.text, "variables": self.variables})
 
 
-@lru_cache(maxsize=256)
-def _text(dataset: Dataset, grain: Grain) -> str:
-    objects: dict[str, list[str]] = {}
-    for total in dataset.totals:
-        objects.setdefault(total.path[0], []).append(total.path[1])
+def alias(number: int) -> str:
+    """What the rows of a query's source are called in the answer, and in the paths of errors."""
+    return f"r{number}"
+
+
+@lru_cache(maxsize=1024)
+def _text(sources: tuple[tuple[Dataset, Grain], ...]) -> str:
+    match sources[0][0].scope:
+        case ScopeKind.ZONE:
+            declared, scopes, tag = "$zones: [string!]", "zones(filter: { zoneTag_in: $zones })", "zoneTag"
+        case ScopeKind.ACCOUNT:
+            declared, scopes, tag = "$account: string!", "accounts(filter: { accountTag: $account })", "accountTag"
+        case never:
+            assert_never(never)
+    for time in _times(grain for _, grain in sources):
+        declared += f", $since{time}: {time}!, $until{time}: {time}!"
+    for number in range(len(sources)):
+        declared += f", $limit{number}: uint64!"
+    rows = " ".join(_rows(number, dataset, grain) for number, (dataset, grain) in enumerate(sources))
+    return f"query Windows({declared}) {{ viewer {{ {scopes} {{ {tag} {rows} }} }} }}"
+
+
+def _rows(number: int, dataset: Dataset, grain: Grain) -> str:
+    conditions = [f"{grain.since}: $since{grain.time}", f"{grain.until}: $until{grain.time}"]
+    # JSON's strings, numbers, booleans and lists are GraphQL's.
+    conditions += [f"{field}: {msgspec.json.encode(value).decode()}" for field, value in dataset.where]
+    arguments = f"filter: {{ {', '.join(conditions)} }}, limit: $limit{number}"
+    dimensions = [f"start: {grain.dimension}"] if grain.dimension else []
+    dimensions += [label.dimension for label in dataset.labels]
+    # Where nothing is grouped by, there is one row, and nothing to order by.
+    if order := grain.dimension or (dataset.labels[0].dimension if dataset.labels else None):
+        arguments += f", orderBy: [{order}_ASC]"
+    selection = [f"dimensions {{ {' '.join(dimensions)} }}"] if dimensions else []
+    return f"{alias(number)}: {grain.node}({arguments}) {{ {' '.join((*selection, *_numbers(dataset)))} }}"
+
+
+def _numbers(dataset: Dataset) -> list[str]:
+    objects: dict[str, dict[str, None]] = {}
+    paths = [total.path for total in dataset.totals] + [SAMPLE_INTERVAL_PATH] * dataset.is_sampled
+    for path in paths:
+        objects.setdefault(path[0], {}).update(dict.fromkeys(path[1:]))
     for breakdown in dataset.breakdowns:
         leaves = " ".join((breakdown.key, *(leaf for leaf, _ in breakdown.values)))
-        objects.setdefault(breakdown.path[0], []).append(f"{breakdown.path[1]} {{ {leaves} }}")
-    selection = " ".join(f"{name} {{ {' '.join(fields)} }}" for name, fields in objects.items())
-    return (
-        f"query Windows($zones: [string!], $since: {grain.time}!, $until: {grain.time}!, $limit: uint64!) {{"
-        " viewer { zones(filter: { zoneTag_in: $zones }) { zoneTag"
-        f" rows: {grain.node}(filter: {{ {grain.since}: $since, {grain.until}: $until }},"
-        f" limit: $limit, orderBy: [{grain.dimension}_ASC])"
-        f" {{ dimensions {{ start: {grain.dimension} }} {selection} }} }} }} }}"
-    )
+        objects.setdefault(breakdown.path[0], {})[f"{breakdown.path[1]} {{ {leaves} }}"] = None
+    return [f"{name} {{ {' '.join(fields)} }}" if fields else name for name, fields in objects.items()]
+
+
+def _times(grains: Iterable[Grain]) -> list[TimeType]:
+    """The types of time among the grains, which have variables of their own."""
+    return list(dict.fromkeys(grain.time for grain in grains))
 
 
 def _instant(seconds: int, time: TimeType) -> str:

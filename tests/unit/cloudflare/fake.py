@@ -80,7 +80,7 @@ def row(start: str, requests: float = 1, **changed: Any) -> dict[str, Any]:
 
 def answer(rows: Mapping[str, Sequence[Any]]) -> bytes:
     """The body of a successful answer with these rows per zone tag."""
-    zones = [{"zoneTag": each, "rows": list(found)} for each, found in rows.items()]
+    zones = [{"zoneTag": each, "r0": list(found)} for each, found in rows.items()]
     return msgspec.json.encode({"data": {"viewer": {"zones": zones}}, "errors": None})
 
 
@@ -132,9 +132,13 @@ class FakeCloudflare:
             path = request.url.path.removeprefix("/client/v4")
             return self.rest(path, dict(request.url.params))
         body = msgspec.json.decode(request.content)
-        node = re.search(r"rows: (\w+)\(", body["query"])
+        node = re.search(r"r0: (\w+)\(", body["query"])
         assert node
-        asked = Asked(body["query"], node[1], **{**body["variables"], "zones": tuple(body["variables"]["zones"])})
+        variables = body["variables"]
+        since, until = (
+            next(variables[name] for name in variables if name.startswith(each)) for each in ("since", "until")
+        )
+        asked = Asked(body["query"], node[1], tuple(variables["zones"]), since, until, variables["limit0"])
         self.asked.append(asked)
         return self.refuse(asked) or httpx.Response(200, content=answer(self.rows(asked)))
 

@@ -13,19 +13,20 @@ from tests.unit.cloudflare.fake import answer, instant, row, zone
 from worker.cloudflare import ApiFailure, ErrorKind, Samples, Zone
 from worker.cloudflare.catalogue import HTTP_REQUESTS, Dataset
 from worker.cloudflare.decode import Decoder
-from worker.cloudflare.query import WindowsQuery
+from worker.cloudflare.query import Source, WindowsQuery
 from worker.series import parse_label_block
 
 RESPONSES = Path(__file__).parents[3].parent / "shared" / "cloudflare" / "responses"
 HOUR = 1_749_999_600
 A, B = zone(1), zone(2)
+NAME = HTTP_REQUESTS.name
 
 
 def query(
     *zones: Zone, width_seconds: int = 3600, windows: int = 2, dataset: Dataset = HTTP_REQUESTS, since: int = HOUR
 ) -> WindowsQuery:
     starts = range(since, since + windows * width_seconds, width_seconds)
-    return WindowsQuery(dataset, dataset.grain(width_seconds), zones or (A,), starts)
+    return WindowsQuery((Source(dataset, dataset.grain(width_seconds)),), zones or (A,), starts)
 
 
 def windows_of(body: bytes, asked: WindowsQuery, decoder: Decoder | None = None) -> dict[int, dict[str, float]]:
@@ -98,7 +99,7 @@ def test_a_row_becomes_a_sample_for_every_total_and_every_value_of_a_map() -> No
 
 def test_every_series_carries_the_zone_and_the_account_where_it_has_a_name() -> None:
     for asked, expected in ((zone(1), "Example Inc"), (zone(1, account=""), None)):
-        decoded = Decoder().decode(answer({asked.tag: []}), query(asked))[asked.tag]
+        decoded = Decoder().decode(answer({asked.tag: []}), query(asked))[asked.tag, NAME]
         assert not isinstance(decoded, ApiFailure)
         for block in decoded[HOUR].series:
             labels = parse_label_block(block)
@@ -240,16 +241,16 @@ def test_one_zones_mistake_does_not_cost_the_others() -> None:
         zones[4].tag: [{}],
     }
     decoded = Decoder().decode(answer(rows), asked)
-    assert list(decoded) == [each.tag for each in zones]
+    assert list(decoded) == [(each.tag, NAME) for each in zones]
     kinds = [found.kind if isinstance(found, ApiFailure) else "answered" for found in decoded.values()]
     assert kinds == ["answered", "malformed", "missing_zone", "answered", "malformed"]
 
 
 def test_zones_may_come_in_any_order_and_uninvited() -> None:
     decoded = Decoder().decode(answer({zone(9).tag: [], B.tag: [row(FIRST, 2)], A.tag: [row(FIRST, 1)]}), query(A, B))
-    assert set(decoded) == {A.tag, B.tag}
+    assert set(decoded) == {(A.tag, NAME), (B.tag, NAME)}
     for asked, requests in ((A, 1), (B, 2)):
-        found = decoded[asked.tag]
+        found = decoded[asked.tag, NAME]
         assert not isinstance(found, ApiFailure)
         assert readable(found[HOUR])["requests"] == requests
 
@@ -315,7 +316,7 @@ def test_any_rows_are_an_outcome_and_what_is_answered_is_finite_and_distinct(
     whole = row(FIRST)
     for content in (rows, [whole | {"sum": whole["sum"] | changed}]):
         entry = {"zoneTag": A.tag, "rows": content}
-        decoded = Decoder().decode(json.dumps({"data": {"viewer": {"zones": [entry]}}}).encode(), query())[A.tag]
+        decoded = Decoder().decode(json.dumps({"data": {"viewer": {"zones": [entry]}}}).encode(), query())[A.tag, NAME]
         if isinstance(decoded, ApiFailure):
             assert decoded.kind in (ErrorKind.MALFORMED, ErrorKind.TRUNCATED)
             continue
@@ -330,10 +331,10 @@ def test_a_decoder_that_remembers_and_one_that_does_not_agree() -> None:
     zones = [zone(number) for number in range(6)]
     for _ in range(60):
         asked = query(*random_rows.sample(zones, 3), dataset=random_rows.choice([HTTP_REQUESTS, NARROWED]))
-        body = answer({each.tag: [random_row(random_rows)] for each in asked.zones})
+        body = answer({each.tag: [random_row(random_rows)] for each in asked.scopes})
         assert small.decode(body, asked) == large.decode(body, asked) == fresh.decode(body, asked)
         assert small._cached <= 30
-        assert sum(blocks.count() for blocks in small._blocks.values()) == small._cached
+        assert sum(blocks.count for blocks in small._blocks.values()) == small._cached
     assert fresh._blocks == {}
 
 
@@ -341,7 +342,7 @@ def test_a_renamed_zone_gets_new_labels_at_once() -> None:
     decoder = Decoder()
     for name in ("old.example", "new.example"):
         asked = zone(1, name)
-        decoded = decoder.decode(answer({asked.tag: []}), query(asked))[asked.tag]
+        decoded = decoder.decode(answer({asked.tag: []}), query(asked))[asked.tag, NAME]
         assert not isinstance(decoded, ApiFailure)
         assert parse_label_block(decoded[HOUR].series[0])["zone"] == name
 
@@ -365,13 +366,13 @@ def test_decoding_a_large_answer_does_not_serialize_a_series_per_window(monkeypa
         made += 1
         return f"{name}{sorted(labels.items())}".encode()
 
-    monkeypatch.setattr("worker.cloudflare.decode.label_block", counting)
+    monkeypatch.setattr("worker.cloudflare.rows.label_block", counting)
     asked = query(width_seconds=60, windows=60)
     rows = [row(instant(start), 1) for start in asked.starts]
     decoder = Decoder()
     for _ in range(3):
         decoder.decode(answer({A.tag: rows}), asked)
-    assert made == 9 + 10
+    assert made == 1 + 9 + 10
 
 
 def test_the_recorded_answer_decodes() -> None:

@@ -4,7 +4,7 @@ A row of a dataset without labels is one window; a row of one with labels is one
 values. Frozen values without behaviour of their own; where they come from is not known here.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -105,6 +105,23 @@ class ScopeKind(StrEnum):
     ACCOUNT = "account"
 
 
+SAMPLE_INTERVAL: Mapping[ScopeKind, Metric] = {
+    kind: Metric(
+        f"cloudflare_{kind}_sample_interval",
+        "The most events in the window that one stored event stands for, by dataset; 1 is an exact count.",
+        "events",
+        additive=False,
+    )
+    for kind in ScopeKind
+}
+"""The metric that every sampled dataset has beside its own; its one label is SAMPLE_INTERVAL_LABEL."""
+
+SAMPLE_INTERVAL_LABEL = "dataset"
+
+SAMPLE_INTERVAL_PATH = ("avg", "sampleInterval")
+"""Where it is in a row."""
+
+
 class TimeType(StrEnum):
     """The scalar of the schema that a node's time dimension and its filter have."""
 
@@ -184,6 +201,8 @@ class Dataset:
         for breakdown in self.breakdowns:
             for _, metric in breakdown.values:
                 yield metric, (breakdown.label,)
+        if self.is_sampled:
+            yield SAMPLE_INTERVAL[self.scope], (SAMPLE_INTERVAL_LABEL,)
 
     def fields_named(self, name: str) -> frozenset[str]:
         """The fields that `name` may mean, to be handed to `without`.
@@ -194,6 +213,8 @@ class Dataset:
         wanted = name.lower().replace(".", "_")
         whole: list[tuple[str, str]] = [(item.field, item.path[-1]) for item in self.totals]
         whole += [(item.field, item.path[-1]) for item in self.breakdowns]
+        if self.is_sampled:
+            whole.append(("_".join(SAMPLE_INTERVAL_PATH), SAMPLE_INTERVAL_PATH[-1]))
         keys = [(item.field, item.key) for item in self.breakdowns]
         leaves = [(f"{item.field}_{leaf}", leaf) for item in self.breakdowns for leaf, _ in item.values]
         for level in (whole, keys, leaves):
@@ -202,8 +223,17 @@ class Dataset:
         return frozenset()
 
     def without(self, fields: Iterable[str]) -> "Dataset":
-        """The same dataset without these fields, named like `sum_threats`, `sum_countryMap`, `sum_countryMap_bytes`."""
+        """The same dataset without these fields, named like `sum_threats`, `sum_countryMap`, `sum_countryMap_bytes`.
+
+        Without the number that rows are ranked by, they are ranked by the first that is left.
+        """
         dropped = frozenset(fields)
+        if not dropped:
+            return self
+        totals = tuple(total for total in self.totals if total.field not in dropped)
+        top = self.top
+        if top and totals and top.by not in (total.path for total in totals):
+            top = replace(top, by=totals[0].path)
         narrowed = (
             replace(item, values=tuple(pair for pair in item.values if f"{item.field}_{pair[0]}" not in dropped))
             for item in self.breakdowns
@@ -211,8 +241,10 @@ class Dataset:
         )
         return replace(
             self,
-            totals=tuple(total for total in self.totals if total.field not in dropped),
+            totals=totals,
             breakdowns=tuple(item for item in narrowed if item.values),
+            top=top,
+            is_sampled=self.is_sampled and "_".join(SAMPLE_INTERVAL_PATH) not in dropped,
         )
 
     @property

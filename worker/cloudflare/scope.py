@@ -1,6 +1,8 @@
-"""A zone, as the rest of the package names and labels it."""
+"""What analytics are asked for: a zone or an account, as the rest of the package names and labels it."""
 
 from dataclasses import dataclass
+
+from worker.cloudflare.catalogue import ScopeKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +23,41 @@ class Zone:
     account_name: str = ""
     plan: str = ""
 
+    @property
+    def kind(self) -> ScopeKind:
+        """Which datasets are asked for it."""
+        return ScopeKind.ZONE
+
     def labels(self) -> dict[str, str]:
         """The labels that every series of the zone carries; `account` is left out where it has no name."""
         labels = {"zone": self.name, "zone_id": self.tag}
         if self.account_name:
             labels["account"] = self.account_name
         return labels
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One account.
+
+    tag:  Cloudflare's id of the account; stays the same when the account is renamed.
+    name: what its owners call it; empty where the API does not say.
+    """
+
+    tag: str
+    name: str = ""
+
+    @property
+    def kind(self) -> ScopeKind:
+        """Which datasets are asked for it."""
+        return ScopeKind.ACCOUNT
+
+    def labels(self) -> dict[str, str]:
+        """The labels that every series of the account carries; `account` is left out where it has no name."""
+        labels = {"account_id": self.tag}
+        if self.name:
+            labels["account"] = self.name
+        return labels
+
+
+Scope = Zone | Account

@@ -10,6 +10,7 @@ Pure functions; knows nothing of Cloudflare, of SQLite or of a receiver.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 # Remote write 1.0 specification, "Labels": the names a sender may use.
 METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*", re.ASCII)
@@ -69,15 +70,16 @@ def label_block(name: str, labels: Mapping[str, str]) -> bytes:
     if not METRIC_NAME.fullmatch(name):
         message = f"{name!r} is not a metric name: it must match {METRIC_NAME.pattern}"
         raise ValueError(message)
-    pairs = [("__name__", name)]
+    pairs = {"__name__": _serialized_label("__name__", name)}
     for label, value in labels.items():
-        if not LABEL_NAME.fullmatch(label) or label.startswith("__"):
+        pair = _serialized_label(label, value)
+        if label.startswith("__") or not LABEL_NAME.fullmatch(label):
             message = f"{label!r} is not a label name: it must match {LABEL_NAME.pattern} and not start with __"
             raise ValueError(message)
         if value:
-            pairs.append((label, value))
-    pairs.sort(key=lambda pair: pair[0].encode())
-    return b"".join(_serialized_label(label.encode(), value.encode()) for label, value in pairs)
+            pairs[label] = pair
+    # Names are ASCII, whose order is that of their bytes.
+    return b"".join([pairs[label] for label in sorted(pairs)])
 
 
 def parse_label_block(block: bytes) -> dict[str, str]:
@@ -95,7 +97,11 @@ def parse_label_block(block: bytes) -> dict[str, str]:
     return labels
 
 
-def _serialized_label(name: bytes, value: bytes) -> bytes:
+# The labels of a zone are in every series of it, and most values in many zones: a hit takes a tenth of the time. About
+# 300 bytes each, 5 MB.
+@lru_cache(maxsize=16_384)
+def _serialized_label(label: str, text: str) -> bytes:
+    name, value = label.encode(), text.encode()
     pair = _NAME_FIELD + varint(len(name)) + name + _VALUE_FIELD + varint(len(value)) + value
     return _LABELS_FIELD + varint(len(pair)) + pair
 

@@ -24,7 +24,7 @@ from typing import Any
 from worker.cloudflare.catalogue import Breakdown, Dataset
 from worker.cloudflare.catalogue.model import SAMPLE_INTERVAL, SAMPLE_INTERVAL_LABEL
 from worker.cloudflare.scope import Scope
-from worker.cloudflare.shape import Numbers, Shape, Values, label_value, start_of
+from worker.cloudflare.shape import OTHER, Numbers, Shape, Values, label_value, start_of
 from worker.series import label_block
 
 
@@ -93,12 +93,8 @@ def _single(rows: Sequence[Any], shape: Shape, blocks: "ScopeBlocks") -> Samples
         message = f"{len(rows)} rows for one window"
         raise MalformedRowsError(message)
     (row,) = rows
-    series: list[bytes] = []
-    numbers: list[float] = []
-    for block, number, scale in zip(blocks.totals, shape.numbers(row), shape.scales, strict=True):
-        if number is not None:
-            series.append(block)
-            numbers.append(number * scale)
+    series = list(blocks.totals)
+    numbers = list(shape.numbers(row))
     for breakdown, read, known in blocks.breakdowns:
         holder = getattr(row, breakdown.path[0])
         if holder is None:
@@ -112,63 +108,72 @@ def _single(rows: Sequence[Any], shape: Shape, blocks: "ScopeBlocks") -> Samples
             numbers += leaves
     if len(set(series)) != len(series):
         series, numbers = _distinct(series, numbers)
+    for index, scale in shape.scales:
+        numbers[index] = _scaled(numbers[index], scale)
     return _samples(series, numbers, rows, shape, blocks)
 
 
 def _grouped(rows: Sequence[Any], shape: Shape, blocks: "ScopeBlocks") -> Samples:
     """A window of a dataset with labels."""
-    combinations: dict[Values, list[Numbers]] = {}
+    groups: dict[_Combination, Any] = {}  # to its row, usually the only one
+    repeated: dict[_Combination, list[Any]] = {}  # to its further rows
     for row in rows:
-        combinations.setdefault(shape.values(row), []).append(shape.numbers(row))
-    if not shape.is_additive and len(combinations) < len(rows):
+        combination = blocks.combination(shape.read_values(row))
+        if combination in groups:
+            repeated.setdefault(combination, []).append(row)
+        else:
+            groups[combination] = row
+    if repeated and not shape.is_additive:
         message = "two rows with the same labels, whose numbers cannot be summed"
         raise MalformedRowsError(message)
-    folded = _fold(combinations, shape) if shape.keep is not None else 0
+    found = {combination: shape.numbers(row) for combination, row in groups.items()}
+    for combination, further in repeated.items():
+        found[combination] = _sums([found[combination], *map(shape.numbers, further)])
+    folded = _fold(found, shape, blocks) if shape.keep is not None else 0
     series: list[bytes] = []
-    numbers: list[float] = []
-    for values in sorted(combinations):
-        same = combinations[values]
-        sums = same[0] if len(same) == 1 else tuple(map(_sum, zip(*same, strict=True)))
-        for block, number, scale in zip(blocks.of_combination(values), sums, shape.scales, strict=True):
-            if number is not None:
-                series.append(block)
-                numbers.append(number * scale)
+    numbers: list[int | float | None] = []
+    for combination in sorted(found, key=_BY_VALUES):
+        series += combination.blocks or blocks.serialized(combination)
+        numbers += found[combination]
+    for index, scale in shape.scales:
+        step = len(shape.dataset.totals)
+        numbers[index::step] = [_scaled(number, scale) for number in numbers[index::step]]
     samples = _samples(series, numbers, rows, shape, blocks)
     return replace(samples, folded=folded) if folded else samples
 
 
-def _fold(combinations: dict[Values, list[Numbers]], shape: Shape) -> int:
-    """Put the rows of all but the top combinations under `other`; how many combinations that were."""
-    rest = combinations.pop(shape.other, [])
-    excess = len(combinations) - (shape.keep or 0)
+def _fold(found: dict["_Combination", Numbers], shape: Shape, blocks: "ScopeBlocks") -> int:
+    """Sum up all but the top combinations in `other`; how many combinations that were."""
+    other = blocks.other
+    rest = [found.pop(other)] if other in found else []
+    excess = len(found) - (shape.keep or 0)
     if excess > 0:
-
-        def rank(values: Values) -> tuple[float, Values]:
-            same = combinations[values]
-            return -(_sum([numbers[shape.ranked_by] for numbers in same]) or 0), values
-
-        for values in sorted(combinations, key=rank)[shape.keep :]:
-            rest += combinations.pop(values)
+        by = shape.ranked_by
+        ranked = sorted([(-(numbers[by] or 0), each.values, each) for each, numbers in found.items()])
+        rest += [found.pop(combination) for _, _, combination in ranked[shape.keep :]]
     if rest:
-        combinations[shape.other] = rest
+        found[other] = _sums(rest)
     return max(excess, 0)
 
 
 def _samples(
-    series: list[bytes],
-    numbers: list[float],
-    rows: Sequence[Any],
-    shape: Shape,
-    blocks: "ScopeBlocks",
+    series: list[bytes], numbers: list[int | float | None], rows: Sequence[Any], shape: Shape, blocks: "ScopeBlocks"
 ) -> Samples:
     """What was found, and how much the rows were sampled."""
+    if None in numbers:
+        there = [(block, number) for block, number in zip(series, numbers, strict=True) if number is not None]
+        series, numbers = [block for block, _ in there], [number for _, number in there]
     if shape.dataset.is_sampled and (intervals := [row.avg.sampleInterval for row in rows if row.avg is not None]):
         series.append(blocks.sample_interval)
         numbers.append(max(intervals))
-    values = array("d", numbers)
+    values: array[float] = array("d", numbers)  # type: ignore[arg-type]  # None is gone
     if not all(map(math.isfinite, values)):
         raise OverflowError
     return Samples(tuple(series), values, len(rows))
+
+
+def _sums(rows: Sequence[Numbers]) -> Numbers:
+    return tuple(map(_sum, zip(*rows, strict=True)))
 
 
 def _sum(column: Iterable[int | float | None]) -> int | float | None:
@@ -176,23 +181,45 @@ def _sum(column: Iterable[int | float | None]) -> int | float | None:
     numbers = [number for number in column if number is not None]
     if not numbers:
         return None
-    return sum(numbers) if all(type(number) is int for number in numbers) else math.fsum(numbers)
+    return sum(numbers) if set(map(type, numbers)) == {int} else math.fsum(numbers)
 
 
-def _distinct(series: list[bytes], numbers: list[float]) -> tuple[list[bytes], list[float]]:
+def _scaled(number: float | None, scale: float) -> float | None:
+    return None if number is None else number * scale
+
+
+def _distinct(series: list[bytes], numbers: list[int | float | None]) -> tuple[list[bytes], list[int | float | None]]:
     """The same with distinct series; only breakdowns can repeat one, and all of them are additive."""
-    columns: dict[bytes, list[float]] = {}
+    columns: dict[bytes, list[int | float | None]] = {}
     for block, number in zip(series, numbers, strict=True):
         columns.setdefault(block, []).append(number)
-    return list(columns), [_sum(column) or 0 for column in columns.values()]
+    return list(columns), [_sum(column) for column in columns.values()]
+
+
+class _Combination:
+    """One combination of label values, the same object in all windows of a scope.
+
+    values: in the order of the dataset's labels, none of them empty.
+    blocks: one label block per total; empty until they are needed.
+    """
+
+    __slots__ = ("blocks", "values")
+
+    def __init__(self, values: Values) -> None:
+        self.values = values
+        self.blocks: tuple[bytes, ...] = ()
+
+
+_BY_VALUES = attrgetter("values")
 
 
 class ScopeBlocks:
     """The label blocks of one dataset and scope.
 
-    count:           how many they are.
+    count:           how many they are; a combination of label values counts as one too.
     totals:          one per total of a dataset without labels.
     sample_interval: of the metric that tells how much was sampled.
+    other:           the combination that the rest is summed up in.
     no_traffic:      the samples of a window without a row.
     breakdowns:      per breakdown: how to read an element, and the blocks of each value seen.
     """
@@ -201,7 +228,9 @@ class ScopeBlocks:
         self._labels = scope.labels()
         self._names = tuple(label.name for label in dataset.labels)
         self._metrics = tuple(total.metric.name for total in dataset.totals)
-        self._combinations: dict[Values, tuple[bytes, ...]] = {}
+        self.other = _Combination((OTHER,) * len(self._names))
+        self._combinations = {self.other.values: self.other}
+        self._written: dict[Any, _Combination] = {}
         self.sample_interval = self._block(SAMPLE_INTERVAL[dataset.scope].name, {SAMPLE_INTERVAL_LABEL: dataset.name})
         self.totals = () if self._names else tuple(self._block(name, {}) for name in self._metrics)
         zeros = [block for block, total in zip(self.totals, dataset.totals, strict=False) if total.has_zero]
@@ -211,14 +240,22 @@ class ScopeBlocks:
         ]
         self.count = 1 + len(self.totals)
 
-    def of_combination(self, values: Values) -> tuple[bytes, ...]:
-        """One block per total."""
-        known = self._combinations.get(values)
+    def combination(self, written: Any) -> _Combination:
+        """The combination of label values that a row writes so: several spellings may mean the same."""
+        known = self._written.get(written)
         if known is None:
-            labels = dict(zip(self._names, values, strict=True))
-            known = self._combinations[values] = tuple(self._block(name, labels) for name in self._metrics)
-            self.count += len(known)
+            values = tuple(map(label_value, written if len(self._names) > 1 else (written,)))
+            known = self._combinations.setdefault(values, _Combination(values))
+            self._written[written] = known
+            self.count += 1
         return known
+
+    def serialized(self, combination: _Combination) -> tuple[bytes, ...]:
+        """The blocks of a combination that has none yet."""
+        labels = dict(zip(self._names, combination.values, strict=True))
+        combination.blocks = tuple(self._block(name, labels) for name in self._metrics)
+        self.count += len(combination.blocks)
+        return combination.blocks
 
     def of_breakdown(
         self, breakdown: Breakdown, known: dict[str | int, tuple[bytes, ...]], value: str | int

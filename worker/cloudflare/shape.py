@@ -43,26 +43,24 @@ class Shape:
     number:      another one for every shape.
     rows:        the decoder of a list of them.
     time:        the type of their window's start; None where they have none.
-    values:      the label values of a row.
+    read_values: the label values of a row as it writes them: a tuple of them, or the only one.
     numbers:     the totals of a row; None for one that it does not have, where that is not zero.
-    scales:      what each total is multiplied by.
+    scales:      positions of totals and what they are multiplied by, where that is not 1.
     is_additive: whether all totals may be summed.
     keep:        how many combinations of label values a window may have; None for any number.
     ranked_by:   the position of the total that they are ranked by.
-    other:       the label values of what is summed up.
     """
 
     number: int
     dataset: Dataset
     rows: msgspec.json.Decoder[list[Any]]
     time: TimeType | None
-    values: Callable[[Any], Values]
+    read_values: Callable[[Any], Any]
     numbers: Callable[[Any], Numbers]
-    scales: tuple[float, ...]
+    scales: tuple[tuple[int, float], ...]
     is_additive: bool
     keep: int | None
     ranked_by: int
-    other: Values
 
 
 def shape_of(dataset: Dataset, grain: Grain) -> Shape:
@@ -78,14 +76,12 @@ def _shape(dataset: Dataset, time: TimeType | None) -> Shape:
         dataset=dataset,
         rows=msgspec.json.Decoder(list[_row(dataset, time)]),  # type: ignore[misc]  # made at run time
         time=time,
-        values=_values_reader(dataset),
+        read_values=_values_reader(dataset),
         numbers=_numbers_reader(dataset),
-        # A whole one, so that an integer stays one.
-        scales=tuple(1 if total.scale == 1 else total.scale for total in dataset.totals),
+        scales=tuple((index, total.scale) for index, total in enumerate(dataset.totals) if total.scale != 1),
         is_additive=all(total.metric.additive for total in dataset.totals),
         keep=dataset.top.keep if dataset.top else None,
         ranked_by=paths.index(dataset.top.by) if dataset.top else 0,
-        other=(OTHER,) * len(dataset.labels),
     )
 
 
@@ -117,25 +113,16 @@ def _struct(name: str, fields: Mapping[str, Any]) -> type[msgspec.Struct]:
     return msgspec.defstruct(name, fields.items(), gc=False)
 
 
-def _values_reader(dataset: Dataset) -> Callable[[Any], Values]:
-    if not dataset.labels:
-        return lambda _: ()
-    read = attrgetter(*(f"dimensions.{label.dimension}" for label in dataset.labels))
-
-    def one(row: Any) -> Values:
-        value: Any = read(row)
-        return (value if value.__class__ is str and value else label_value(value),)
-
-    def several(row: Any) -> Values:
-        return tuple([value if value.__class__ is str and value else label_value(value) for value in read(row)])
-
-    return several if len(dataset.labels) > 1 else one
+def _values_reader(dataset: Dataset) -> Callable[[Any], Any]:
+    # attrgetter takes at least one name.
+    names = [f"dimensions.{label.dimension}" for label in dataset.labels]
+    return attrgetter(*names) if names else lambda _: ()
 
 
 def _numbers_reader(dataset: Dataset) -> Callable[[Any], Numbers]:
     totals = dataset.totals
-    # attrgetter gives a tuple only for several names.
-    read = attrgetter(*(".".join(total.path) for total in totals)) if len(totals) > 1 else None
+    paths = [".".join(total.path) for total in totals]
+    at_once: Callable[[Any], Any] = attrgetter(*paths) if paths else lambda _: ()
 
     def one_by_one(row: Any) -> Numbers:
         found: list[int | float | None] = []
@@ -146,13 +133,15 @@ def _numbers_reader(dataset: Dataset) -> Callable[[Any], Numbers]:
             found.append(0 if number is None and total.has_zero else number)
         return tuple(found)
 
-    def at_once(row: Any) -> Numbers:
+    def read(row: Any) -> Numbers:
         try:
-            return read(row)  # type: ignore[misc]  # a tuple of what the decoder let through
+            numbers: Numbers = at_once(row)
         except AttributeError:  # an object is null
             return one_by_one(row)
+        return numbers
 
-    return at_once if read else one_by_one
+    # For a single name, attrgetter does not give a tuple.
+    return read if len(paths) != 1 else one_by_one
 
 
 def label_value(value: str | int) -> str:

@@ -197,9 +197,11 @@ def test_without_a_time_dimension_all_rows_are_the_window_asked_for() -> None:
 
 
 def test_rows_with_equal_labels_are_summed_as_integers() -> None:
-    large = 2**53
-    rows = [cache("", large), cache("unknown", 1), cache("", 1)]
-    assert first(HTTP_CACHE, rows)["cache_requests{unknown}"] == large + 2
+    odd = 2**53 + 1
+    rows = [cache("", odd), cache("unknown", odd), cache("", 2)]
+    assert first(HTTP_CACHE, rows)["cache_requests{unknown}"] == 2 * odd + 2
+    rows = [*(cache(status, 2**60) for status in "abc"), cache("d", odd), cache("e", odd), cache("f", 2)]
+    assert first(HTTP_CACHE, rows)["cache_requests{other}"] == 2 * odd + 2
 
 
 def test_what_cannot_be_summed_must_not_come_twice() -> None:

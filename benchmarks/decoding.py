@@ -42,6 +42,8 @@ async def decode_answers() -> Measured:
     for _ in range(_REPETITIONS):
         with stopwatch:
             decoded = decoder.decode(answer.content, query)
+        if isinstance(decoded, ApiFailure):
+            sys.exit(f"the simulated answer cannot be decoded: {decoded.message}")
         for windows in decoded.values():
             if isinstance(windows, ApiFailure):
                 sys.exit(f"the simulated answer cannot be decoded: {windows.message}")

@@ -23,6 +23,7 @@ from worker.cloudflare import (
     DATASETS,
     WINDOWS_PER_QUERY,
     ZONES_PER_QUERY,
+    Account,
     Answered,
     Api,
     ApiFailure,
@@ -30,12 +31,12 @@ from worker.cloudflare import (
     Dataset,
     ErrorKind,
     Failed,
+    ScopeAnswer,
     TokenAccepted,
     TokenRefused,
     TokenUnknown,
     Unmatched,
     Zone,
-    ZoneAnswer,
     ZoneList,
     selects,
 )
@@ -293,7 +294,7 @@ class Collector:
         self._health.beat(LOOP)
         worklist = query.worklist
         answers = _oldest_first(
-            await self._api.fetch(worklist.dataset, worklist.width_seconds, query.zones, query.starts)
+            await self._api.fetch([worklist.dataset], worklist.width_seconds, query.zones, query.starts)
         )
         await self._log_requests()
         if not self._is_final(query):
@@ -310,8 +311,8 @@ class Collector:
         holes: list[Hole] = []
         for answer in answers:
             match answer:
-                case Answered(zone=zone, windows=windows):
-                    of_zone = worklist.outstanding[zone.tag]
+                case Answered(scope=scope, windows=windows):
+                    of_zone = worklist.outstanding[scope.tag]
                     of_zone.settle(windows)
                     of_zone.is_failing = False
                     of_zone.unanswered = 0
@@ -350,7 +351,7 @@ class Collector:
         return [
             Bucket(
                 dataset=worklist.dataset.name,
-                scope=answer.zone.tag,
+                scope=answer.scope.tag,
                 window=window,
                 timestamp_ms=window.timestamp_ms(self._settings.sample_timestamp),
                 series=samples.series,
@@ -383,7 +384,7 @@ class Collector:
 
     def _note_failure(self, worklist: _Worklist, failed: Failed) -> list[Hole]:
         """Hold the zone back as its failure asks for, and say why its windows have no bucket."""
-        of_zone = worklist.outstanding[failed.zone.tag]
+        of_zone = worklist.outstanding[failed.scope.tag]
         failure = failed.failure
         starts: Sequence[int] = failed.starts
         reason = HoleReason.FAILED
@@ -401,7 +402,9 @@ class Collector:
         of_zone.is_failing = reason is not HoleReason.EXPIRED
         of_zone.held_until = self._clock.monotonic() + hold_seconds
         return [
-            Hole(worklist.dataset.name, failed.zone.tag, Window(start, worklist.width_seconds), reason, failure.message)
+            Hole(
+                worklist.dataset.name, failed.scope.tag, Window(start, worklist.width_seconds), reason, failure.message
+            )
             for start in starts
         ]
 
@@ -533,22 +536,22 @@ class Collector:
         return False
 
 
-def _is_no_answer(answer: ZoneAnswer) -> bool:
+def _is_no_answer(answer: ScopeAnswer) -> bool:
     return isinstance(answer, Failed) and answer.failure.kind in _NO_ANSWER
 
 
-def _oldest_first(answers: Sequence[ZoneAnswer]) -> list[ZoneAnswer]:
+def _oldest_first(answers: Sequence[ScopeAnswer]) -> list[ScopeAnswer]:
     """The answers without windows that overtook an older one of their zone, which Cloudflare failed to answer.
 
     They are asked for again together with it: a receiver that takes nothing out of order would refuse the older one.
     """
-    failed_from: dict[Zone, int] = {}
+    failed_from: dict[Zone | Account, int] = {}
     for answer in answers:
         if isinstance(answer, Failed) and answer.failure.kind in _NO_ANSWER:
-            failed_from[answer.zone] = min(answer.starts.start, failed_from.get(answer.zone, answer.starts.start))
-    kept: list[ZoneAnswer] = []
+            failed_from[answer.scope] = min(answer.starts.start, failed_from.get(answer.scope, answer.starts.start))
+    kept: list[ScopeAnswer] = []
     for answer in answers:
-        if isinstance(answer, Answered) and (before := failed_from.get(answer.zone)) is not None:
+        if isinstance(answer, Answered) and (before := failed_from.get(answer.scope)) is not None:
             windows = {start: samples for start, samples in answer.windows.items() if start < before}
             if windows:
                 kept.append(replace(answer, windows=windows))
@@ -562,7 +565,7 @@ def _tell_failures(failures: Sequence[Failed], holes: Sequence[Hole]) -> None:
     by_reason: dict[tuple[HoleReason, str], list[Hole]] = {}
     for hole in holes:
         by_reason.setdefault((hole.reason, hole.detail), []).append(hole)
-    names = {failed.zone.tag: failed.zone.name for failed in failures}
+    names = {failed.scope.tag: failed.scope.name for failed in failures}
     kinds = {failed.failure.message: failed.failure.kind for failed in failures}
     for (reason, detail), group in by_reason.items():
         zones = list(dict.fromkeys(names[hole.scope] for hole in group))

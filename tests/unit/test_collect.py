@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from tests.clocks import JumpingClock
 from worker.buckets import final_window_starts
 from worker.cloudflare import (
+    DATASETS,
     Answered,
     Api,
     ApiFailure,
@@ -27,13 +28,13 @@ from worker.cloudflare import (
     Failed,
     Quota,
     Samples,
+    ScopeAnswer,
     TokenAccepted,
     TokenCheck,
     TokenRefused,
     TokenUnknown,
     Unmatched,
     Zone,
-    ZoneAnswer,
     ZoneList,
 )
 from worker.cloudflare.quota import Lease
@@ -128,7 +129,9 @@ class FakeCloudflare:
         self.listed += 1
         return self.listing or ZoneList(tuple(self.zones))
 
-    async def fetch(self, _dataset: Dataset, _width: int, zones: Sequence[Zone], starts: range) -> list[ZoneAnswer]:
+    async def fetch(
+        self, _datasets: Sequence[Dataset], _width: int, zones: Sequence[Zone], starts: range
+    ) -> list[ScopeAnswer]:
         self.asked.append(Asked(self.clock.now(), tuple(each.tag for each in zones), starts))
         await self.before_answer()
         self.clock.set(self.clock.now() + self.query_seconds)
@@ -140,17 +143,23 @@ class FakeCloudflare:
                 break
         return [answer for each in zones for answer in self._answers(each, starts, found[each])]
 
-    def _answers(self, each: Zone, starts: range, fault: ApiFailure | None) -> list[ZoneAnswer]:
+    def _answers(self, each: Zone, starts: range, fault: ApiFailure | None) -> list[ScopeAnswer]:
         if fault is None:
             bad = [start for start in starts if (each, start) in self.bad_windows]
             good = {start: self.samples(each, start) for start in starts if start not in bad}
-            failed = [Failed(each, range(start, start + 1), failure(self.bad_window_kind)) for start in bad]
-            return [Answered(each, good), *failed] if good else list(failed)
+            failed = [
+                Failed(DATASETS["http_requests"], each, range(start, start + 1), failure(self.bad_window_kind))
+                for start in bad
+            ]
+            return [Answered(DATASETS["http_requests"], each, good), *failed] if good else list(failed)
         if fault.kind is ErrorKind.RETENTION and fault.bound_seconds is not None:
             lost = sum(start < self.clock.now() - fault.bound_seconds for start in starts)
             if 0 < lost < len(starts):
-                return [*self._answers(each, starts[lost:], None), Failed(each, starts[:lost], fault)]
-        return [Failed(each, starts, fault)]
+                return [
+                    *self._answers(each, starts[lost:], None),
+                    Failed(DATASETS["http_requests"], each, starts[:lost], fault),
+                ]
+        return [Failed(DATASETS["http_requests"], each, starts, fault)]
 
     def samples(self, each: Zone, start: int) -> Samples:
         numbers = range(self.samples_per_window)
@@ -662,9 +671,9 @@ async def test_only_windows_that_are_older_than_the_bound_are_given_up(
     bound = failure(ErrorKind.RETENTION, bound_seconds=3 * HOUR)
     fetch = scene.api.fetch
 
-    async def failing_as_a_whole(*asked: Any) -> list[ZoneAnswer]:
+    async def failing_as_a_whole(*asked: Any) -> list[ScopeAnswer]:
         await fetch(*asked)
-        return [Failed(zone(1), asked[-1], bound)]
+        return [Failed(DATASETS["http_requests"], zone(1), asked[-1], bound)]
 
     monkeypatch.setattr(scene.api, "fetch", failing_as_a_whole)
     assert not await scene.collect()

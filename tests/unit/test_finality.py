@@ -1,6 +1,6 @@
 """No window is captured before Cloudflare's own clock says that it is final, nor before an older one of its zone."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,17 @@ from tests.clocks import ManualClock
 from tests.truth import expected_content
 from tests.unit.ledger.fleet import samples_of, whole_queue
 from tests.unit.test_collect import DELAY, HOUR, NOW, TOKEN, Scene, WallClock, a_scene, due, failure, scene, zone
-from worker.cloudflare import Answered, CloudflareApi, Dataset, ErrorKind, Failed, TokenRefused, Zone, ZoneAnswer
+from worker.cloudflare import (
+    DATASETS,
+    Answered,
+    CloudflareApi,
+    Dataset,
+    ErrorKind,
+    Failed,
+    ScopeAnswer,
+    TokenRefused,
+    Zone,
+)
 from worker.collect import ZONES_REFRESH_SECONDS
 from worker.ledger import HoleReason, drifted_buckets, present_scopes, register_destinations, scope_reports
 from worker.series import label_block
@@ -124,11 +134,14 @@ async def test_a_clock_set_ahead_does_not_give_up_what_cloudflare_still_has(scen
     def right_now() -> float:
         return scene.clock.now() - scene.clock.ahead_seconds
 
-    async def fetch(_dataset: Dataset, _width: int, zones: list[Zone], starts: range) -> list[ZoneAnswer]:
+    async def fetch(_datasets: Sequence[Dataset], _width: int, zones: list[Zone], starts: range) -> list[ScopeAnswer]:
         lost = [start for start in starts if start < right_now() - 4 * HOUR]
         if lost:
-            return [Failed(each, starts, bound) for each in zones]
-        return [Answered(each, {start: scene.api.samples(each, start) for start in starts}) for each in zones]
+            return [Failed(DATASETS["http_requests"], each, starts, bound) for each in zones]
+        return [
+            Answered(DATASETS["http_requests"], each, {start: scene.api.samples(each, start) for start in starts})
+            for each in zones
+        ]
 
     api: Any = scene.api
     api.fetch = fetch
@@ -144,13 +157,15 @@ async def test_a_clock_set_ahead_does_not_give_up_what_cloudflare_still_has(scen
 def split(scene: Scene, bad: Zone, kind: ErrorKind, lost: slice) -> None:
     """From now on Cloudflare fails some of the windows of one zone, and answers those around them."""
 
-    async def fetch(_dataset: Dataset, _width: int, zones: list[Zone], starts: range) -> list[ZoneAnswer]:
-        answers: list[ZoneAnswer] = []
+    async def fetch(_datasets: Sequence[Dataset], _width: int, zones: list[Zone], starts: range) -> list[ScopeAnswer]:
+        answers: list[ScopeAnswer] = []
         for each in zones:
             failed = starts[lost] if each == bad else starts[:0]
             good = {start: scene.api.samples(each, start) for start in starts if start not in failed}
-            answers += [Answered(each, good)] if good else []
-            answers += [Failed(each, failed, failure(kind, bound_seconds=60))] if failed else []
+            answers += [Answered(DATASETS["http_requests"], each, good)] if good else []
+            answers += (
+                [Failed(DATASETS["http_requests"], each, failed, failure(kind, bound_seconds=60))] if failed else []
+            )
         return answers
 
     api: Any = scene.api

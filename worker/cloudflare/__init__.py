@@ -17,14 +17,15 @@ from worker.cloudflare.discovery import (
     selects,
 )
 from worker.cloudflare.errors import ApiFailure, ErrorKind
-from worker.cloudflare.fetch import Answered, Failed, ZoneAnswer
-from worker.cloudflare.query import WINDOWS_PER_QUERY, ZONES_PER_QUERY
+from worker.cloudflare.fetch import Answered, Failed, ScopeAnswer
+from worker.cloudflare.query import NODES_PER_QUERY, WINDOWS_PER_QUERY, ZONES_PER_QUERY
 from worker.cloudflare.quota import Api, Quota
 from worker.cloudflare.rows import Samples
 from worker.cloudflare.scope import Account, Scope, Zone
 
 __all__ = [
     "DATASETS",
+    "NODES_PER_QUERY",
     "WINDOWS_PER_QUERY",
     "ZONES_PER_QUERY",
     "Account",
@@ -42,6 +43,7 @@ __all__ = [
     "Quota",
     "Samples",
     "Scope",
+    "ScopeAnswer",
     "TokenAccepted",
     "TokenCheck",
     "TokenRefused",
@@ -49,7 +51,6 @@ __all__ = [
     "Total",
     "Unmatched",
     "Zone",
-    "ZoneAnswer",
     "ZoneList",
     "selects",
 ]

@@ -16,11 +16,11 @@ from worker.cloudflare.client import DEADLINE_SECONDS, Answer, CloudflareClient,
 from worker.cloudflare.decode import Answers, Decoder
 from worker.cloudflare.discovery import TokenAccepted, TokenCheck, TokenRefused, TokenUnknown, ZoneList
 from worker.cloudflare.errors import ApiFailure, ErrorKind
-from worker.cloudflare.fetch import Fetch, ZoneAnswer
+from worker.cloudflare.fetch import Fetch, ScopeAnswer
 from worker.cloudflare.limits import Limits
-from worker.cloudflare.query import WindowsQuery
+from worker.cloudflare.query import Source, WindowsQuery
 from worker.cloudflare.quota import Quota
-from worker.cloudflare.scope import Zone
+from worker.cloudflare.scope import Scope
 
 
 class CloudflareApi:
@@ -88,28 +88,35 @@ class CloudflareApi:
         return await discovery.list_zones(self._client, accounts=accounts, zones=zones, exclude_zones=exclude_zones)
 
     async def fetch(
-        self, dataset: Dataset, width_seconds: int, zones: Sequence[Zone], starts: Sequence[int]
-    ) -> list[ZoneAnswer]:
-        """Final numbers of a run of windows of some zones.
+        self, datasets: Sequence[Dataset], width_seconds: int, scopes: Sequence[Scope], starts: Sequence[int]
+    ) -> list[ScopeAnswer]:
+        """Final numbers of a run of windows of some datasets and scopes.
 
-        starts: unix seconds, aligned, ascending, without a gap; ValueError otherwise. The caller asks only for windows
-                that are final.
+        datasets: different ones, all for the kind of scope that is asked; ValueError otherwise.
+        starts:   unix seconds, aligned, ascending, without a gap; ValueError otherwise. The caller asks only for
+                  windows that are final.
 
-        For every zone, in the order given: one Answered with the windows that were answered, if there are any, and a
-        Failed for every run of windows that was not. Each window asked is in exactly one of them.
+        For every scope, and for every dataset of it, in the orders given: one Answered with the windows that were
+        answered, if there are any, and a Failed for every run of windows that was not. Each window asked is in exactly
+        one of them.
 
-        Costs one query for ten zones and sixty windows, and where Cloudflare refuses queries at most
-        worker.cloudflare.fetch.RETRIES_PER_GROUP more for each such group. Waits while the quota is used up.
+        Costs one query for five datasets, ten zones (or one account) and sixty windows, where those are not too many
+        rows, and where Cloudflare refuses queries at most worker.cloudflare.fetch.RETRIES_PER_GROUP more for each such
+        group. Waits while the quota is used up.
         """
-        grain = dataset.grain(width_seconds)
-        if not zones or not starts:
+        sources = [Source(dataset, dataset.grain(width_seconds)) for dataset in datasets]
+        if not sources or not scopes or not starts:
             return []
+        kinds = {dataset.scope for dataset in datasets} | {scope.kind for scope in scopes}
+        if len(kinds) > 1 or len({dataset.name for dataset in datasets}) < len(datasets):
+            message = f"different datasets for the same kind of scope are asked for together, not {datasets}"
+            raise ValueError(message)
         run = range(starts[0], starts[-1] + width_seconds, width_seconds)
         if starts[0] % width_seconds or list(starts) != list(run):
             message = f"the starts of {width_seconds} s windows must be aligned, ascending and without a gap: {starts}"
             raise ValueError(message)
-        fetch = Fetch(dataset, grain, send=self._send, decode=self._decoded, limits=self._limits, clock=self._clock)
-        return await fetch.run(zones, run)
+        fetch = Fetch(send=self._send, decode=self._decoded, limits=self._limits, clock=self._clock)
+        return await fetch.run(sources, scopes, run)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -127,5 +134,5 @@ class CloudflareApi:
                 pass
         return outcome
 
-    async def _decoded(self, body: bytes, query: WindowsQuery) -> Answers:
+    async def _decoded(self, body: bytes, query: WindowsQuery) -> Answers | ApiFailure:
         return await asyncio.get_running_loop().run_in_executor(self._decoding, self._decoder.decode, body, query)

@@ -37,13 +37,15 @@ class Decoder:
         self._blocks: dict[tuple[int, Scope], ScopeBlocks] = {}  # least recently used first
         self._cached = 0
 
-    def decode(self, body: bytes, query: WindowsQuery) -> Answers:
-        """What the answer to `query` says about each of its scopes and datasets."""
+    def decode(self, body: bytes, query: WindowsQuery) -> Answers | ApiFailure:
+        """What the answer to `query` says about each of its scopes and datasets; or why it says nothing at all."""
         entries = _entries(body, query)
+        if isinstance(entries, ApiFailure):
+            return entries
         shapes = [shape_of(source.dataset, source.grain) for source in query.sources]
         answers: dict[tuple[str, str], Decoded] = {}
         for scope in query.scopes:
-            entry = entries if isinstance(entries, ApiFailure) else entries[scope.tag]
+            entry = entries[scope.tag]
             for number, (source, shape) in enumerate(zip(query.sources, shapes, strict=True)):
                 rows = entry if isinstance(entry, ApiFailure) else entry.get(alias(number), _NO_ROWS)
                 decoded = rows if isinstance(rows, ApiFailure) else self._rows(rows, scope, source, shape, query.starts)

@@ -67,18 +67,24 @@ class ApiFailure:
 
     message:             for people, at most MAX_MESSAGE characters on one line.
     zone_tags:           the zones that the message itself names.
+    account_tags:        the accounts that it names.
     zone_index:          the position among the query's zones that the error's path points to.
+    node:                the last name in the error's path: an alias of the query's, or the node itself.
     field:               the field that a plan denies.
     bound_seconds:       how far back (RETENTION) or how wide (WINDOW) a query may go.
+    bound_rows:          the highest `limit` allowed (PAGE).
     retry_after_seconds: how long to wait, where the answer says so.
     """
 
     kind: ErrorKind
     message: str
     zone_tags: tuple[str, ...] = ()
+    account_tags: tuple[str, ...] = ()
     zone_index: int | None = None
+    node: str | None = None
     field: str | None = None
     bound_seconds: int | None = None
+    bound_rows: int | None = None
     retry_after_seconds: float | None = None
 
 
@@ -87,6 +93,9 @@ MAX_MESSAGE: Final = 300
 
 # One error per zone and node is the most that a query of ten zones can cause; a hundred leaves room and stays bounded.
 _MAX_ERRORS: Final = 100
+
+# More than the longest name in the schema.
+_MAX_NAME: Final = 100
 
 # A header that asks for more than an hour is taken for an hour; the longest block that is documented is 5 minutes.
 _MAX_RETRY_AFTER_SECONDS: Final = 3600.0
@@ -125,9 +134,11 @@ _MESSAGES: Final = tuple(
 _CODES: Final = {"budget": ErrorKind.RATE, "authz": ErrorKind.AUTH_SCOPE}
 
 _ZONE_LIST = re.compile(r"\bzones?\W+((?:[0-9a-f]{32}\W*)+)", re.IGNORECASE)
+_ACCOUNT_LIST = re.compile(r"\baccounts?\W+((?:[0-9a-f]{32}\W*)+)", re.IGNORECASE)
 _TAG = re.compile(r"[0-9a-f]{32}", re.IGNORECASE)
 _FIELD = re.compile(r"\bfield\W+(\w+)", re.IGNORECASE)
 _BOUND = re.compile(r"\b(?:older|wider) than\s+((?:\d+[wdhms])+)", re.IGNORECASE)
+_ROWS = re.compile(r"\bnot greater than\s+(\d{1,9})\b", re.IGNORECASE)
 _DURATION_PART = re.compile(r"(\d+)([wdhms])", re.IGNORECASE)
 _SECONDS: Final = {"w": 604_800, "d": 86_400, "h": 3600, "m": 60, "s": 1}
 
@@ -190,15 +201,20 @@ def _classified(http_status: int, error: _Error, retry_after: float | None) -> A
         kind = _CODES.get(code)
     if kind is None and (in_envelope or http_status >= 500 or http_status in (401, 429)):
         return _by_status(http_status, f"{error.code}: {text}" if in_envelope else text, retry_after)
-    bound = _BOUND.search(text[: 4 * MAX_MESSAGE])
-    field = _FIELD.search(text[: 4 * MAX_MESSAGE]) if kind is ErrorKind.PLAN_FIELD else None
+    text = text[: 4 * MAX_MESSAGE]
+    bound = _BOUND.search(text)
+    field = _FIELD.search(text) if kind is ErrorKind.PLAN_FIELD else None
+    rows = _ROWS.search(text) if kind is ErrorKind.PAGE else None
     return ApiFailure(
         kind=kind or ErrorKind.REFUSED,
         message=one_line(text) or "an error without a message",
-        zone_tags=_zone_tags(text[: 4 * MAX_MESSAGE]),
+        zone_tags=_tags(_ZONE_LIST, text),
+        account_tags=_tags(_ACCOUNT_LIST, text),
         zone_index=_zone_index(error.path),
+        node=_node(error.path),
         field=field[1] if field else None,
         bound_seconds=duration_seconds(bound[1]) if bound else None,
+        bound_rows=int(rows[1]) if rows else None,
         retry_after_seconds=retry_after,
     )
 
@@ -234,9 +250,16 @@ def _unreadable(http_status: int, body: bytes, reason: str, retry_after: float |
     return ApiFailure(ErrorKind.MALFORMED, one_line(f"HTTP status {http_status}: with {what}: {reason}"))
 
 
-def _zone_tags(text: str) -> tuple[str, ...]:
-    tags = (tag.lower() for named in _ZONE_LIST.findall(text) for tag in _TAG.findall(named))
+def _tags(list_of_tags: re.Pattern[str], text: str) -> tuple[str, ...]:
+    tags = (tag.lower() for named in list_of_tags.findall(text) for tag in _TAG.findall(named))
     return tuple(dict.fromkeys(tags))
+
+
+def _node(path: Any) -> str | None:
+    """The name at the end of the path of a GraphQL error, where it goes further than the zones or accounts."""
+    if not isinstance(path, list) or len(path) <= len(("viewer", "zones", "0")):
+        return None
+    return path[-1][:_MAX_NAME] if isinstance(path[-1], str) else None
 
 
 def _zone_index(path: Any) -> int | None:

@@ -1,107 +1,99 @@
-"""Fetching: how windows of many zones are asked for, and asked for again when Cloudflare refuses a query.
+"""Fetching: how windows of datasets and scopes are asked for, and asked for again when Cloudflare refuses a query.
 
-A query covers up to ten zones and sixty windows, and one zone's mistake makes Cloudflare refuse all of it. So a refused
-query is taken apart until the refusal concerns one zone, or is about a size that is small enough:
+A query covers up to five datasets of ten zones, or of one account, and a run of windows; and a mistake in one of them
+makes Cloudflare refuse all of it. So a refused query is taken apart until the refusal concerns one dataset of one
+scope, or is about a size that is small enough:
 
-    the error names zones               those are dealt with, the others are asked again without them
-    the error's path points to a zone   that zone is asked alone, and the others without it
-    the error is about a size           half the zones, then half the time; what was learnt is remembered
-    the error names nothing             half the zones, until one is left
+    the error names its culprits         those are dealt with, the others are asked again without them
+    the error may be about some of them  those are asked for apart from the others
+    the error is about a size            what was learnt is remembered; half the datasets, half the scopes, half the
+                                         time
+    the error names nothing              half the datasets, until one is left; then half the scopes, except where
+                                         Cloudflare just failed
+    a page is full                       half the time, for the datasets and scopes that it is full of
 
-Promises that every window of every zone asked ends in exactly one answer, and that a group of ten zones and sixty
-windows costs at most 1 + RETRIES_PER_GROUP queries (where smaller limits were learnt: as many as those require, and
-RETRIES_PER_GROUP). What Cloudflare failed to answer is not asked again: when to try again is for the caller to say.
+Promises that every window of every dataset and scope asked ends in exactly one answer, that none of them loses its
+windows for what another one did, and that a group (what a first query covers) costs at most 1 + RETRIES_PER_GROUP
+queries (where smaller limits were learnt: as many as those require, and RETRIES_PER_GROUP). What Cloudflare failed to
+answer is not asked again: when to try again is for the caller to say.
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from worker.clock import Clock
-from worker.cloudflare.catalogue import Dataset, Grain
+from worker.cloudflare.blame import blame, named_sources, names_nothing
+from worker.cloudflare.catalogue import Dataset
 from worker.cloudflare.client import Answer, Refused
 from worker.cloudflare.decode import Answers
 from worker.cloudflare.errors import ApiFailure, ErrorKind
 from worker.cloudflare.limits import Limits
+from worker.cloudflare.part import Pair, Part, pieces
 from worker.cloudflare.query import Source, WindowsQuery
 from worker.cloudflare.rows import Samples
-from worker.cloudflare.scope import Zone
+from worker.cloudflare.scope import Scope
 
-# Halving ten zones down to single ones takes 18 queries more: 2 + 4 + 8, and 4 for the groups of three that end as two
-# and one. A few more find out about a field or a window.
-RETRIES_PER_GROUP = 24
+# Halving five datasets down to single ones takes 8 queries more: 2 + 2 + 2 for three that end as two and one, and 2.
+# Halving the ten zones of one of them takes 18: 2 + 4 + 8, and 4 for the groups of three. A few more find out about a
+# field or a window. Where more than that is wrong, what was learnt makes the next groups smaller.
+RETRIES_PER_GROUP = 32
 _TOO_MANY_QUERIES = ApiFailure(
-    ErrorKind.REFUSED, f"not asked: the group of zones had its {RETRIES_PER_GROUP} further queries after refused ones"
+    ErrorKind.REFUSED, f"not asked: the group of datasets and scopes had its {RETRIES_PER_GROUP} further queries"
 )
 # After so many queries in a row without an answer, Cloudflare is not there: three deadlines of 30 s are enough to know.
 _QUERIES_WITHOUT_ANSWER = 3
 
-# About the size of the query, whatever zone the error happens to name.
+# About the size of the query, whatever the error happens to name.
 _SIZE_KINDS = frozenset(
     {ErrorKind.COMPLEXITY, ErrorKind.COST, ErrorKind.PAGE, ErrorKind.TOO_LARGE, ErrorKind.WINDOW, ErrorKind.ZONES}
 )
-# About one zone, even where the error does not say which.
-_ZONE_KINDS = frozenset(
-    {ErrorKind.AUTH_SCOPE, ErrorKind.PLAN_DATASET, ErrorKind.PLAN_FIELD, ErrorKind.REFUSED, ErrorKind.RETENTION}
+# About the width of the windows or the rows in them: fewer scopes are no help.
+_TIME_KINDS = frozenset({ErrorKind.PAGE, ErrorKind.WINDOW})
+# About one scope or its answer, even where the error does not say which.
+_SCOPE_KINDS = frozenset(
+    {
+        ErrorKind.AUTH_SCOPE,
+        ErrorKind.MALFORMED,
+        ErrorKind.PLAN_DATASET,
+        ErrorKind.PLAN_FIELD,
+        ErrorKind.REFUSED,
+        ErrorKind.RETENTION,
+    }
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """Final numbers of one zone.
+    """Final numbers of one dataset and scope.
 
     windows: the samples of every window answered, by its start in unix seconds, oldest first; a window without
-             traffic is there, with zeros.
-    dropped: fields that the zone's plan denies, as `settings.availableFields` names them; their metrics are absent.
+             traffic is there, with zeros or empty.
+    dropped: fields that the scope's plan denies, as `settings.availableFields` names them; their metrics are absent.
     """
 
-    zone: Zone
+    dataset: Dataset
+    scope: Scope
     windows: Mapping[int, Samples]
     dropped: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Windows of one zone that were not answered, all for the same reason.
+    """Windows of one dataset and scope that were not answered, all for the same reason.
 
     starts: the windows' starts in unix seconds, contiguous.
     With kind RETENTION and a `bound_seconds`, a window that starts longer ago than that cannot be had any more.
     """
 
-    zone: Zone
+    dataset: Dataset
+    scope: Scope
     starts: range
     failure: ApiFailure
 
 
-ZoneAnswer = Answered | Failed
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What one query could ask: some zones, a run of windows."""
-
-    zones: tuple[Zone, ...]
-    starts: range
-
-    def zone_halves(self) -> list["_Part"]:
-        """Half the zones each; empty where it has only one."""
-        middle = (len(self.zones) + 1) // 2
-        halves = (self.zones[:middle], self.zones[middle:])
-        return [_Part(zones, self.starts) for zones in halves] if all(halves) else []
-
-    def time_halves(self) -> list["_Part"]:
-        """Half the windows each, the older ones first; empty where it has only one."""
-        middle = (len(self.starts) + 1) // 2
-        halves = (self.starts[:middle], self.starts[middle:])
-        return [_Part(self.zones, starts) for starts in halves] if all(halves) else []
-
-    def without(self, zones: Sequence[Zone]) -> list["_Part"]:
-        """The same for the other zones; empty where there are none."""
-        gone = set(zones)
-        others = tuple(zone for zone in self.zones if zone not in gone)
-        return [_Part(others, self.starts)] if others else []
+ScopeAnswer = Answered | Failed
 
 
 class Fetch:
@@ -113,199 +105,235 @@ class Fetch:
 
     def __init__(
         self,
-        dataset: Dataset,
-        grain: Grain,
         *,
         send: Callable[[WindowsQuery], Awaitable[Answer | Refused]],
-        decode: Callable[[bytes, WindowsQuery], Awaitable[Answers]],
+        decode: Callable[[bytes, WindowsQuery], Awaitable[Answers | ApiFailure]],
         limits: Limits,
         clock: Clock,
     ) -> None:
-        self._dataset = dataset
-        self._grain = grain
         self._send = send
         self._decode = decode
         self._limits = limits
         self._clock = clock
-        self._windows: dict[Zone, dict[int, Samples]] = {}
-        self._failed: dict[Zone, list[Failed]] = {}
+        self._windows: dict[Pair, dict[int, Samples]] = {}
+        self._failed: dict[Pair, list[Failed]] = {}
         self._unanswered = 0
         self._stopped: ApiFailure | None = None
 
-    async def run(self, zones: Sequence[Zone], starts: range) -> list[ZoneAnswer]:
-        """Ask for these windows of these zones, the oldest windows first."""
+    async def run(self, sources: Sequence[Source], scopes: Sequence[Scope], starts: range) -> list[ScopeAnswer]:
+        """Ask for these windows of these datasets and scopes, the oldest windows first."""
         # By tag, because the index in an error's path is then likely to mean the same zone here and at Cloudflare.
-        everything = _Part(tuple(sorted(zones, key=lambda zone: zone.tag)), starts)
+        everything = Part(tuple(sources), tuple(sorted(scopes, key=lambda scope: scope.tag)), starts)
         for askable in everything.without(self._fail_denied(everything)):
-            for group in self._within_limits(askable):
+            for group in pieces(askable, self._limits):
                 await self._group(group)
-        return [answer for zone in zones for answer in self._answers(zone)]
+        return [answer for scope in scopes for source in sources for answer in self._answers(source, scope)]
 
-    def _answers(self, zone: Zone) -> list[ZoneAnswer]:
-        answers: list[ZoneAnswer] = []
-        if windows := self._windows.get(zone):
-            dropped = self._limits.dropped_fields(self._grain, zone)
-            answers.append(Answered(zone, {start: windows[start] for start in sorted(windows)}, dropped))
-        return answers + sorted(self._failed.get(zone, []), key=lambda failed: failed.starts.start)
+    def _answers(self, source: Source, scope: Scope) -> list[ScopeAnswer]:
+        answers: list[ScopeAnswer] = []
+        pair = (source.dataset.name, scope)
+        if windows := self._windows.get(pair):
+            dropped = self._limits.dropped_fields(source, scope)
+            in_order = {start: windows[start] for start in sorted(windows)}
+            answers.append(Answered(source.dataset, scope, in_order, dropped))
+        return answers + sorted(self._failed.get(pair, []), key=lambda failed: failed.starts.start)
 
-    def _within_limits(self, part: _Part) -> list[_Part]:
-        """The part in pieces that one query each may ask for: oldest windows first, equal fields together."""
-        windows = self._limits.windows_per_query(self._grain)
-        spans = [part.starts[first : first + windows] for first in range(0, len(part.starts), windows)]
-
-        def dropped(zone: Zone) -> list[str]:
-            return sorted(self._limits.dropped_fields(self._grain, zone))
-
-        alike = [tuple(same) for _, same in groupby(sorted(part.zones, key=dropped), key=dropped)]
-        size = self._limits.zones_per_query(self._grain)
-        chunks = [same[first : first + size] for same in alike for first in range(0, len(same), size)]
-        return [_Part(chunk, span) for span in spans for chunk in chunks]
-
-    async def _group(self, group: _Part) -> None:
+    async def _group(self, group: Part) -> None:
         """Bring every window of a group to its answer, within the group's own allowance of queries."""
-        pending = deque(self._within_limits(group))  # a group before may have taught a smaller size
+        pending = deque(pieces(group, self._limits))  # a group before may have taught a smaller size
         allowed = len(pending) + RETRIES_PER_GROUP
         while pending:
             part = pending.popleft()
             if self._stopped:
-                self._fail(part.zones, part.starts, self._stopped)
+                self._fail(part, self._stopped)
                 continue
             # What was learnt since the part was put aside counts for it too.
-            denied = self._fail_denied(part)
-            pieces = [piece for rest in part.without(denied) for piece in self._within_limits(rest)]
-            if pieces != [part]:
-                pending.extendleft(reversed(pieces))
+            askable = part.without(self._fail_denied(part))
+            smaller = [piece for rest in askable for piece in pieces(rest, self._limits)]
+            if smaller != [part]:
+                pending.extendleft(reversed(smaller))
                 continue
             if not allowed:
-                self._fail(part.zones, part.starts, _TOO_MANY_QUERIES)
+                self._fail(part, _TOO_MANY_QUERIES)
                 continue
             allowed -= 1
             pending.extendleft(reversed(await self._ask(part)))
 
-    async def _ask(self, part: _Part) -> list[_Part]:
+    async def _ask(self, part: Part) -> list[Part]:
         """Send the query for a part and settle what its answer settles; the parts to be asked instead."""
-        dropped = self._limits.dropped_fields(self._grain, part.zones[0])  # the same for all of its zones
-        query = WindowsQuery((Source(self._dataset.without(dropped), self._grain),), part.zones, part.starts)
+        query = WindowsQuery(tuple(self._narrowed(source, part) for source in part.sources), part.scopes, part.starts)
         match await self._send(query):
             case Answer(body):
+                decoded = await self._decode(body, query)
+                if isinstance(decoded, ApiFailure):
+                    return self._refused(part, [decoded])
                 self._unanswered = 0
-                self._take(part, await self._decode(body, query))
-                return []
+                return self._take(part, decoded)
             case Refused(failures):
                 return self._refused(part, failures)
             case never:
                 assert_never(never)
 
-    def _fail_denied(self, part: _Part) -> list[Zone]:
-        """Settle the zones that there is no use in asking for at this moment."""
-        denied = []
-        for zone in part.zones:
-            if denial := self._limits.denial(self._grain, zone):
-                self._fail((zone,), part.starts, denial)
-                denied.append(zone)
+    def _narrowed(self, source: Source, part: Part) -> Source:
+        dropped = self._limits.dropped_fields(source, part.scopes[0])  # the same for all of its scopes
+        return Source(source.dataset.without(dropped), source.grain, self._limits.page_rows(source))
+
+    def _fail_denied(self, part: Part) -> set[Pair]:
+        """Settle what there is no use in asking for at this moment."""
+        denied = set()
+        for source, scope in part.pairs():
+            if denial := self._limits.denial(source, scope):
+                self._fail(Part((source,), (scope,), part.starts), denial)
+                denied.add((source.dataset.name, scope))
         return denied
 
-    def _take(self, part: _Part, decoded: Answers) -> None:
-        for zone in part.zones:
-            found = decoded[zone.tag, self._dataset.name]
-            if isinstance(found, ApiFailure):
-                self._fail((zone,), part.starts, found)
+    def _take(self, part: Part, answers: Answers) -> list[Part]:
+        """Keep what was answered; what is to be asked in smaller pieces because its page was full."""
+        full: set[Pair] = set()
+        for source in part.sources:
+            self._limits.learn_answered(source)
+        for source, scope in part.pairs():
+            found = answers[scope.tag, source.dataset.name]
+            if not isinstance(found, ApiFailure):
+                self._windows.setdefault((source.dataset.name, scope), {}).update(found)
+                if source.dataset.labels:
+                    self._limits.learn_rows_per_window(source, max(samples.rows for samples in found.values()))
+            elif found.kind is ErrorKind.TRUNCATED and source.dataset.labels:
+                full.add((source.dataset.name, scope))
+                rows = -(-self._limits.page_rows(source) // len(part.starts))
+                self._limits.learn_rows_per_window(source, rows)
             else:
-                self._windows.setdefault(zone, {}).update(found)
+                self._fail(Part((source,), (scope,), part.starts), found)
+        return [again for rest in part.only(full) for again in self._less_time(rest)]
 
-    def _refused(self, part: _Part, failures: Sequence[ApiFailure]) -> list[_Part]:
-        blamed: dict[Zone, list[ApiFailure]] = {}
+    def _less_time(self, part: Part) -> list[Part]:
+        """The part in shorter spans, after it did not fit its page; fewer scopes are no help, as each has its own."""
+        smaller = pieces(part, self._limits)
+        again = smaller if len(smaller) > 1 else part.time_halves()
+        if not again:
+            for source in part.sources:
+                text = (
+                    f"a window has more rows than the {self._limits.page_rows(source)} that Cloudflare answers: "
+                    f"set a smaller CF_BUCKET_SECONDS, or leave {source.dataset.name} out of CF_DATASETS"
+                )
+                self._fail(replace(part, sources=(source,)), ApiFailure(ErrorKind.TRUNCATED, text))
+        return again
+
+    # --- refused queries -----------------------------------------------------------------------------------------
+
+    def _refused(self, part: Part, failures: Sequence[ApiFailure]) -> list[Part]:
+        guilty: dict[Pair, list[ApiFailure]] = {}
         for failure in failures:
-            culprits = _culprits(part, failure)
-            if self._concerns_everything(failure, culprits):
+            if self._concerns_everything(part, failure):
                 self._stopped = failure
-                self._fail(part.zones, part.starts, failure)
+                self._fail(part, failure)
                 return []
-            for zone in culprits:
-                blamed.setdefault(zone, []).append(failure)
-        if blamed:
-            again = [retry for zone, reasons in blamed.items() for retry in self._blame(zone, part.starts, reasons)]
-            return part.without(tuple(blamed)) + again
-        return self._take_apart(part, failures[0])
+            if failure.kind in _SIZE_KINDS or (failure.kind is ErrorKind.RATE and names_nothing(failure)):
+                continue
+            blamed = blame(part, failure)
+            if blamed.is_certain:
+                for pair in blamed.pairs:
+                    guilty.setdefault(pair, []).append(failure)
+        if not guilty:
+            return self._take_apart(part, failures[0])
+        again = [
+            retry
+            for one in part.only(guilty)
+            for source, scope in one.pairs()
+            for retry in self._settle(source, scope, part.starts, guilty[source.dataset.name, scope])
+        ]
+        return part.without(guilty) + again
 
-    def _concerns_everything(self, failure: ApiFailure, culprits: Sequence[Zone]) -> bool:
+    def _concerns_everything(self, part: Part, failure: ApiFailure) -> bool:
         """Whether asking for anything else is in vain for now."""
         match failure.kind:
             case ErrorKind.TOKEN | ErrorKind.ENDPOINT:
                 return True
-            case ErrorKind.NETWORK | ErrorKind.SERVER if not culprits and failure.zone_index is None:
-                self._unanswered += 1
+            case ErrorKind.NETWORK | ErrorKind.SERVER if names_nothing(failure):
+                # With several datasets it may be about one of them, which is found out first.
+                if len(part.sources) == 1:
+                    self._limits.learn_unanswered(part.sources[0])
+                    self._unanswered += 1
                 return self._unanswered >= _QUERIES_WITHOUT_ANSWER
             case _:
                 self._unanswered = 0
                 return False
 
-    def _blame(self, zone: Zone, starts: range, reasons: Sequence[ApiFailure]) -> list[_Part]:
-        """Deal with errors that concern one zone; what can be asked for it all the same."""
+    def _settle(self, source: Source, scope: Scope, starts: range, reasons: Sequence[ApiFailure]) -> list[Part]:
+        """Deal with errors about one dataset of one scope; what can be asked for it all the same."""
         reason = reasons[0]
+        one = Part((source,), (scope,), starts)
         match reason.kind:
             case ErrorKind.PLAN_FIELD:
-                learnt = [
-                    self._limits.learn_denied_field(self._dataset, self._grain, zone, each.field)
-                    for each in reasons
-                    if each.field
-                ]
+                learnt = [self._limits.learn_denied_field(source, scope, each.field) for each in reasons if each.field]
                 if any(learnt):
-                    return [_Part((zone,), starts)]
+                    return [one]
             case ErrorKind.RETENTION if reason.bound_seconds is not None:
                 oldest = self._clock.now() - reason.bound_seconds
                 lost = sum(start < oldest for start in starts)
                 if 0 < lost < len(starts):
-                    self._fail((zone,), starts[:lost], reason)
-                    return [_Part((zone,), starts[lost:])]
+                    self._fail(replace(one, starts=starts[:lost]), reason)
+                    return [replace(one, starts=starts[lost:])]
             case _:
                 pass
-        self._limits.learn_denial(self._grain, zone, reason)
-        self._fail((zone,), starts, reason)
+        self._limits.learn_denial(source, scope, reason)
+        self._fail(one, reason)
         return []
 
-    def _take_apart(self, part: _Part, failure: ApiFailure) -> list[_Part]:
-        """Deal with an error that names no zone of the part."""
-        index = failure.zone_index
-        if failure.kind in _SIZE_KINDS:
-            self._learn_size(part, failure)
-            smaller = self._within_limits(part)
-            again = smaller if len(smaller) > 1 else _smaller(part, failure.kind)
-        elif index is not None and index < len(part.zones):
-            named = (part.zones[index],)
-            again = [*part.without(named), _Part(named, part.starts)]
-        else:
-            again = part.zone_halves() if failure.kind in _ZONE_KINDS else []
+    def _take_apart(self, part: Part, failure: ApiFailure) -> list[Part]:
+        """Deal with an error that is certainly about nothing in particular."""
+        again = self._smaller(part, failure) if failure.kind in _SIZE_KINDS else _suspects_apart(part, failure)
         if not again:
-            self._fail(part.zones, part.starts, failure)
+            self._fail(part, failure)
         return again
 
-    def _learn_size(self, part: _Part, failure: ApiFailure) -> None:
+    def _smaller(self, part: Part, failure: ApiFailure) -> list[Part]:
+        """The part in pieces of the size that an error is about; empty where it cannot be smaller."""
+        sources = named_sources(part, failure) or part.sources
+        if failure.kind in _TIME_KINDS and len(sources) < len(part.sources):
+            named = {(source.dataset.name, scope) for source in sources for scope in part.scopes}
+            return [*part.without(named), *part.only(named)]
+        if self._learn_size(part, failure):
+            smaller = pieces(part, self._limits)
+            if len(smaller) > 1 or failure.kind is ErrorKind.PAGE:
+                return smaller
+        if failure.kind in _TIME_KINDS:
+            return part.source_halves() or part.time_halves()
+        return part.source_halves() or part.scope_halves() or part.time_halves()
+
+    def _learn_size(self, part: Part, failure: ApiFailure) -> bool:
+        """Remember what the error says about sizes; whether that may help."""
+        nodes = len(part.sources) * len(part.scopes)
         match failure.kind:
-            case ErrorKind.COMPLEXITY | ErrorKind.ZONES if len(part.zones) > 1:
-                self._limits.learn_zones_per_query(self._grain, len(part.zones) // 2)
-            case ErrorKind.WINDOW if failure.bound_seconds is not None:
-                self._limits.learn_span(self._grain, failure.bound_seconds)
+            case ErrorKind.COMPLEXITY if nodes > 1:
+                self._limits.learn_nodes_per_query(nodes // 2)
+            case ErrorKind.ZONES if len(part.scopes) > 1:
+                self._limits.learn_zones_per_query(len(part.scopes) // 2)
+            case ErrorKind.WINDOW if failure.bound_seconds is not None and len(part.sources) == 1:
+                self._limits.learn_span(part.sources[0], failure.bound_seconds)
+            case ErrorKind.PAGE if failure.bound_rows is not None and len(part.sources) == 1:
+                return self._limits.learn_page_rows(part.sources[0], failure.bound_rows)
             case _:
-                pass
+                return False
+        return True
 
-    def _fail(self, zones: Sequence[Zone], starts: range, failure: ApiFailure) -> None:
-        for zone in zones:
-            self._failed.setdefault(zone, []).append(Failed(zone, starts, failure))
-
-
-def _smaller(part: _Part, kind: ErrorKind) -> list[_Part]:
-    """A part in halves of the size that an error is about; empty where it cannot be smaller."""
-    if kind in (ErrorKind.WINDOW, ErrorKind.PAGE):
-        return part.time_halves()
-    return part.zone_halves() or part.time_halves()
+    def _fail(self, part: Part, failure: ApiFailure) -> None:
+        for source, scope in part.pairs():
+            failed = Failed(source.dataset, scope, part.starts, failure)
+            self._failed.setdefault((source.dataset.name, scope), []).append(failed)
 
 
-def _culprits(part: _Part, failure: ApiFailure) -> list[Zone]:
-    """The zones of the part that an error is certainly about."""
-    if failure.kind in _SIZE_KINDS:
+def _suspects_apart(part: Part, failure: ApiFailure) -> list[Part]:
+    """What the error may be about apart from the rest; where that is everything, in halves. Empty where that is vain.
+
+    A permission is usually a scope's, whatever is asked for it; anything else rather a dataset's.
+    """
+    suspects: Collection[Pair] = blame(part, failure).pairs
+    if rest := part.without(suspects):
+        return [*rest, *part.only(suspects)]
+    if failure.kind is ErrorKind.RATE:
         return []
-    named = [zone for zone in part.zones if zone.tag in failure.zone_tags]
-    if named or len(part.zones) > 1:
-        return named
-    return list(part.zones) if failure.zone_index is not None or failure.kind in _ZONE_KINDS else []
+    by_scope = part.scope_halves() if failure.kind in _SCOPE_KINDS else []
+    if failure.kind is ErrorKind.AUTH_SCOPE:
+        return by_scope or part.source_halves()
+    return part.source_halves() or by_scope

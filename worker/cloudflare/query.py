@@ -24,6 +24,11 @@ ACCOUNTS_PER_QUERY = 1
 # Zones times nodes have a ceiling that is not published; 10 zones x 5 nodes are known to have been answered for years.
 NODES_PER_QUERY = 5
 
+# What an answer may hold, in rows of 250 bytes without maps: 15 MB of JSON, and a second of decoding at most. As many
+# as ten zones have in an hour of minutes, where a busy zone's maps (250 countries of 75 bytes each, 30 statuses, 30
+# content types and 40 browsers of 50 bytes each: 24 kB) weigh a hundred rows.
+ROWS_PER_QUERY = 60_000
+
 # A run as a caller should ask for it: an hour of minutes, or two and a half days of hours. How many of the windows go
 # into one query depends on their rows (`worker.cloudflare.limits`).
 WINDOWS_PER_QUERY = 60

@@ -1,17 +1,20 @@
 """A Cloudflare that answers from a function, for tests of the client's side."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import httpx
 import msgspec
+from graphql import FieldNode, OperationDefinitionNode, parse
 
 from tests.clocks import ManualClock
-from worker.cloudflare import CloudflareApi, Quota, Zone
+from worker.cloudflare import ApiFailure, CloudflareApi, Quota, Zone
+from worker.cloudflare.decode import Answers, Decoder
+from worker.cloudflare.query import WindowsQuery
 
 TOKEN = "canary-token-7Yx0"
 API_URL = "https://api.test/client/v4"
@@ -28,14 +31,22 @@ def zone(number: int, name: str | None = None, account: str = "Example Inc") -> 
 
 @dataclass(frozen=True)
 class Asked:
-    """A query, as the other side reads it."""
+    """A query, as the other side reads it; `zones` are the tags of the scopes, whatever they are."""
 
     text: str
-    node: str
+    nodes: tuple[str, ...]
     zones: tuple[str, ...]
     since: str
     until: str
-    limit: int
+    limits: tuple[int, ...]
+
+    @property
+    def node(self) -> str:
+        return self.nodes[0]
+
+    @property
+    def limit(self) -> int:
+        return self.limits[0]
 
     @property
     def since_seconds(self) -> int:
@@ -80,8 +91,62 @@ def row(start: str, requests: float = 1, **changed: Any) -> dict[str, Any]:
 
 def answer(rows: Mapping[str, Sequence[Any]]) -> bytes:
     """The body of a successful answer with these rows per zone tag."""
-    zones = [{"zoneTag": each, "r0": list(found)} for each, found in rows.items()]
-    return msgspec.json.encode({"data": {"viewer": {"zones": zones}}, "errors": None})
+    return answer_of({each: [found] for each, found in rows.items()})
+
+
+def answer_of(rows: Mapping[str, Sequence[Sequence[Any]]], kind: str = "zone") -> bytes:
+    """The body of a successful answer with these rows per tag, of every dataset that was asked for."""
+    entries = [
+        {f"{kind}Tag": each} | {f"r{number}": list(found) for number, found in enumerate(all_rows)}
+        for each, all_rows in rows.items()
+    ]
+    return msgspec.json.encode({"data": {"viewer": {f"{kind}s": entries}}, "errors": None})
+
+
+@lru_cache(maxsize=256)
+def selections(text: str) -> tuple[FieldNode, ...]:
+    """What a query asks for of each scope, one field per dataset."""
+    (operation,) = parse(text).definitions
+    assert isinstance(operation, OperationDefinitionNode)
+    (viewer,) = _fields(operation)
+    (scopes,) = _fields(viewer)
+    return tuple(each for each in _fields(scopes) if each.alias)
+
+
+def _fields(node: OperationDefinitionNode | FieldNode) -> list[FieldNode]:
+    return [
+        each for each in (node.selection_set.selections if node.selection_set else ()) if isinstance(each, FieldNode)
+    ]
+
+
+def generic_rows(asked: FieldNode, start: str, requests: int) -> list[dict[str, Any]]:
+    """The rows of a window of any dataset without maps: every number is `requests`; with labels two rows."""
+
+    def value(field: FieldNode, label: str) -> Any:
+        if field.alias:
+            return start
+        return {each.name.value: value(each, label) for each in _fields(field)} if field.selection_set else requests
+
+    def one(label: str) -> dict[str, Any]:
+        found = {each.name.value: value(each, label) for each in _fields(asked)}
+        dimensions = next((each for each in _fields(asked) if each.name.value == "dimensions"), None)
+        if dimensions:
+            found["dimensions"] = {
+                (each.alias or each.name).value: start if each.alias else label for each in _fields(dimensions)
+            }
+        return found
+
+    rows = [one("a"), one("b")]
+    has_labels = any(value == "a" for value in rows[0].get("dimensions", {}).values())
+    return rows if has_labels else rows[:1]
+
+
+def decode(body: bytes, query: WindowsQuery, decoder: Decoder | None = None) -> Answers:
+    """What an answer says of every dataset and scope asked, also where it cannot be read at all."""
+    found = (decoder or Decoder()).decode(body, query)
+    if not isinstance(found, ApiFailure):
+        return found
+    return {(scope.tag, source.dataset.name): found for scope in query.scopes for source in query.sources}
 
 
 def error(message: str, *, code: str | None = None, path: Sequence[Any] | None = None) -> dict[str, Any]:
@@ -132,27 +197,37 @@ class FakeCloudflare:
             path = request.url.path.removeprefix("/client/v4")
             return self.rest(path, dict(request.url.params))
         body = msgspec.json.decode(request.content)
-        node = re.search(r"r0: (\w+)\(", body["query"])
-        assert node
         variables = body["variables"]
+        sources = selections(body["query"])
         since, until = (
             next(variables[name] for name in variables if name.startswith(each)) for each in ("since", "until")
         )
-        asked = Asked(body["query"], node[1], tuple(variables["zones"]), since, until, variables["limit0"])
+        asked = Asked(
+            body["query"],
+            tuple(source.name.value for source in sources),
+            tuple(variables["zones"]) if "zones" in variables else (variables["account"],),
+            since,
+            until,
+            tuple(variables[f"limit{number}"] for number in range(len(sources))),
+        )
         self.asked.append(asked)
-        return self.refuse(asked) or httpx.Response(200, content=answer(self.rows(asked)))
+        kind = "zone" if "zones" in variables else "account"
+        return self.refuse(asked) or httpx.Response(200, content=answer_of(self.rows(asked), kind))
 
-    def rows(self, asked: Asked) -> dict[str, list[Any]]:
-        spans = range(asked.since_seconds, asked.until_seconds, self.width_seconds)
+    def rows(self, asked: Asked) -> dict[str, list[list[Any]]]:
+        return {each: [self.rows_of(asked, source, each) for source in selections(asked.text)] for each in asked.zones}
+
+    def rows_of(self, asked: Asked, source: FieldNode, each: str) -> list[Any]:
         date = "T" not in asked.since
-        return {
-            each: [
-                self.row(asked, instant(start, date=date), requests_in(each, start))
-                for start in spans
-                if requests_in(each, start)
-            ]
-            for each in asked.zones
-        }
+        found: list[Any] = []
+        for start in range(asked.since_seconds, asked.until_seconds, self.width_seconds):
+            if requests := requests_in(each, start):
+                moment = instant(start, date=date)
+                if source.name.value.startswith(("httpRequests1m", "httpRequests1h", "httpRequests1d")):
+                    found.append(self.row(asked, moment, requests))
+                else:
+                    found += generic_rows(source, moment, requests)
+        return found
 
     def row(self, asked: Asked, start: str, requests: int) -> dict[str, Any]:
         """Only the fields that the query asks for."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.cloudflare.fake import answer, instant, row, zone
+from tests.unit.cloudflare.fake import answer, decode, instant, row, zone
 from worker.cloudflare import ApiFailure, ErrorKind, Samples, Zone
 from worker.cloudflare.catalogue import HTTP_REQUESTS, Dataset
 from worker.cloudflare.decode import Decoder
@@ -31,7 +31,7 @@ def query(
 
 def windows_of(body: bytes, asked: WindowsQuery, decoder: Decoder | None = None) -> dict[int, dict[str, float]]:
     """What became of the only zone asked: value by series, written as Prometheus would, per window."""
-    (decoded,) = (decoder or Decoder()).decode(body, asked).values()
+    (decoded,) = decode(body, asked, decoder).values()
     assert not isinstance(decoded, ApiFailure), decoded
     assert list(decoded) == list(asked.starts)
     return {start: readable(samples) for start, samples in decoded.items()}
@@ -50,7 +50,7 @@ def readable(samples: Samples) -> dict[str, float]:
 
 
 def failure(body: bytes, asked: WindowsQuery | None = None) -> ApiFailure:
-    (decoded,) = Decoder().decode(body, asked or query()).values()
+    (decoded,) = decode(body, asked or query()).values()
     assert isinstance(decoded, ApiFailure), decoded
     return decoded
 
@@ -99,7 +99,7 @@ def test_a_row_becomes_a_sample_for_every_total_and_every_value_of_a_map() -> No
 
 def test_every_series_carries_the_zone_and_the_account_where_it_has_a_name() -> None:
     for asked, expected in ((zone(1), "Example Inc"), (zone(1, account=""), None)):
-        decoded = Decoder().decode(answer({asked.tag: []}), query(asked))[asked.tag, NAME]
+        decoded = decode(answer({asked.tag: []}), query(asked))[asked.tag, NAME]
         assert not isinstance(decoded, ApiFailure)
         for block in decoded[HOUR].series:
             labels = parse_label_block(block)
@@ -240,14 +240,14 @@ def test_one_zones_mistake_does_not_cost_the_others() -> None:
         zones[3].tag: [],
         zones[4].tag: [{}],
     }
-    decoded = Decoder().decode(answer(rows), asked)
+    decoded = decode(answer(rows), asked)
     assert list(decoded) == [(each.tag, NAME) for each in zones]
     kinds = [found.kind if isinstance(found, ApiFailure) else "answered" for found in decoded.values()]
     assert kinds == ["answered", "malformed", "missing_zone", "answered", "malformed"]
 
 
 def test_zones_may_come_in_any_order_and_uninvited() -> None:
-    decoded = Decoder().decode(answer({zone(9).tag: [], B.tag: [row(FIRST, 2)], A.tag: [row(FIRST, 1)]}), query(A, B))
+    decoded = decode(answer({zone(9).tag: [], B.tag: [row(FIRST, 2)], A.tag: [row(FIRST, 1)]}), query(A, B))
     assert set(decoded) == {(A.tag, NAME), (B.tag, NAME)}
     for asked, requests in ((A, 1), (B, 2)):
         found = decoded[asked.tag, NAME]
@@ -283,7 +283,7 @@ def test_an_entry_without_a_tag_may_be_the_missing_zones() -> None:
     ],
 )
 def test_a_body_of_another_shape_fails_every_zone(body: bytes) -> None:
-    decoded = Decoder().decode(body, query(A, B))
+    decoded = decode(body, query(A, B))
     kinds = {found.kind for found in decoded.values() if isinstance(found, ApiFailure)}
     assert len(decoded) == 2
     assert kinds == {ErrorKind.MALFORMED}
@@ -316,7 +316,7 @@ def test_any_rows_are_an_outcome_and_what_is_answered_is_finite_and_distinct(
     whole = row(FIRST)
     for content in (rows, [whole | {"sum": whole["sum"] | changed}]):
         entry = {"zoneTag": A.tag, "rows": content}
-        decoded = Decoder().decode(json.dumps({"data": {"viewer": {"zones": [entry]}}}).encode(), query())[A.tag, NAME]
+        decoded = decode(json.dumps({"data": {"viewer": {"zones": [entry]}}}).encode(), query())[A.tag, NAME]
         if isinstance(decoded, ApiFailure):
             assert decoded.kind in (ErrorKind.MALFORMED, ErrorKind.TRUNCATED)
             continue
@@ -332,7 +332,7 @@ def test_a_decoder_that_remembers_and_one_that_does_not_agree() -> None:
     for _ in range(60):
         asked = query(*random_rows.sample(zones, 3), dataset=random_rows.choice([HTTP_REQUESTS, NARROWED]))
         body = answer({each.tag: [random_row(random_rows)] for each in asked.scopes})
-        assert small.decode(body, asked) == large.decode(body, asked) == fresh.decode(body, asked)
+        assert decode(body, asked, small) == decode(body, asked, large) == decode(body, asked, fresh)
         assert small._cached <= 30
         assert sum(blocks.count for blocks in small._blocks.values()) == small._cached
     assert fresh._blocks == {}
@@ -342,7 +342,7 @@ def test_a_renamed_zone_gets_new_labels_at_once() -> None:
     decoder = Decoder()
     for name in ("old.example", "new.example"):
         asked = zone(1, name)
-        decoded = decoder.decode(answer({asked.tag: []}), query(asked))[asked.tag, NAME]
+        decoded = decode(answer({asked.tag: []}), query(asked), decoder)[asked.tag, NAME]
         assert not isinstance(decoded, ApiFailure)
         assert parse_label_block(decoded[HOUR].series[0])["zone"] == name
 

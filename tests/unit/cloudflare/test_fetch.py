@@ -32,8 +32,8 @@ from worker.cloudflare import (
     ErrorKind,
     Failed,
     Samples,
+    ScopeAnswer,
     Zone,
-    ZoneAnswer,
 )
 from worker.cloudflare.catalogue import HTTP_REQUESTS
 from worker.cloudflare.fetch import RETRIES_PER_GROUP
@@ -56,7 +56,7 @@ class Outcome:
 
     answered: Mapping[tuple[str, int], Samples]
     failed: Mapping[tuple[str, int], ErrorKind]
-    answers: Sequence[ZoneAnswer]
+    answers: Sequence[ScopeAnswer]
 
     @property
     def kinds(self) -> dict[str, set[ErrorKind]]:
@@ -67,22 +67,22 @@ class Outcome:
         return found
 
     def failure(self, number: int) -> Failed:
-        return next(each for each in self.answers if isinstance(each, Failed) and each.zone.tag == tag(number))
+        return next(each for each in self.answers if isinstance(each, Failed) and each.scope.tag == tag(number))
 
 
 async def fetched(api: CloudflareApi, zones: Sequence[Zone], starts: range) -> Outcome:
-    answers = await api.fetch(HTTP_REQUESTS, starts.step, zones, starts)
+    answers = await api.fetch([HTTP_REQUESTS], starts.step, zones, starts)
     answered: dict[tuple[str, int], Samples] = {}
     failed: dict[tuple[str, int], ErrorKind] = {}
     for each in answers:
         match each:
-            case Answered(of, windows):
+            case Answered(scope=of, windows=windows):
                 assert list(windows) == sorted(windows)
                 for start, samples in windows.items():
                     assert (of.tag, start) not in answered
                     answered[of.tag, start] = samples
                     assert requests(samples) == requests_in(of.tag, start)
-            case Failed(of, runs, failure):
+            case Failed(scope=of, starts=runs, failure=failure):
                 for start in runs:
                     assert (of.tag, start) not in failed
                     failed[of.tag, start] = failure.kind
@@ -145,20 +145,20 @@ async def test_every_width_can_be_fetched(width: int) -> None:
 async def test_answers_come_in_the_order_of_the_zones_asked() -> None:
     zones = [zone(3), zone(1), zone(2)]
     outcome = await fetched(FakeCloudflare().api(), zones, starts_of(2))
-    assert [each.zone for each in outcome.answers] == zones
+    assert [each.scope for each in outcome.answers] == zones
 
 
 async def test_nothing_asked_is_nothing_sent() -> None:
     fake = FakeCloudflare()
-    assert await fake.api().fetch(HTTP_REQUESTS, 60, [], starts_of(1)) == []
-    assert await fake.api().fetch(HTTP_REQUESTS, 60, [zone(1)], []) == []
+    assert await fake.api().fetch([HTTP_REQUESTS], 60, [], starts_of(1)) == []
+    assert await fake.api().fetch([HTTP_REQUESTS], 60, [zone(1)], []) == []
     assert fake.asked == []
 
 
 @pytest.mark.parametrize("starts", [[FIRST + 1], [FIRST, FIRST + 120], [FIRST + 60, FIRST], [FIRST, FIRST]])
 async def test_starts_that_are_no_run_of_windows_are_a_programming_error(starts: list[int]) -> None:
     with pytest.raises(ValueError, match="aligned, ascending and without a gap"):
-        await FakeCloudflare().api().fetch(HTTP_REQUESTS, 60, [zone(1)], starts)
+        await FakeCloudflare().api().fetch([HTTP_REQUESTS], 60, [zone(1)], starts)
 
 
 # --- one zone's mistake ----------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ async def test_a_zone_that_is_left_out_without_an_error_is_missing() -> None:
     def refuse(asked: Asked) -> httpx.Response | None:
         return httpx.Response(200, content=answer({each: [] for each in asked.zones if each != tag(2)}))
 
-    answers = await FakeCloudflare(refuse=refuse).api().fetch(HTTP_REQUESTS, 60, zones_of(3), [FIRST])
+    answers = await FakeCloudflare(refuse=refuse).api().fetch([HTTP_REQUESTS], 60, zones_of(3), [FIRST])
     assert [type(each) for each in answers] == [Answered, Failed, Answered]
     failed = answers[1]
     assert isinstance(failed, Failed)
@@ -251,7 +251,7 @@ async def test_a_zone_with_a_bad_row_or_a_full_page_fails_alone() -> None:
         return httpx.Response(200, content=answer({each: rows[each] for each in asked.zones}))
 
     fake = FakeCloudflare(refuse=refuse)
-    answers = await fake.api().fetch(HTTP_REQUESTS, 60, zones_of(3), [FIRST])
+    answers = await fake.api().fetch([HTTP_REQUESTS], 60, zones_of(3), [FIRST])
     kinds = [each.failure.kind if isinstance(each, Failed) else "answered" for each in answers]
     assert kinds == ["answered", ErrorKind.MALFORMED, ErrorKind.TRUNCATED]
     assert len(fake.asked) == 1
@@ -286,7 +286,7 @@ async def test_a_field_that_a_plan_denies_is_dropped_for_that_zone_only_and_for_
     api = fake.api(clock)
     outcome = await fetched(api, zones_of(3), starts_of(2))
     assert not outcome.failed
-    dropped = {each.zone.tag: each.dropped for each in outcome.answers if isinstance(each, Answered)}
+    dropped = {each.scope.tag: each.dropped for each in outcome.answers if isinstance(each, Answered)}
     assert dropped == {tag(1): frozenset(), tag(2): {"sum_browserMap"}, tag(3): frozenset()}
     assert [("browserMap" in asked.text, asked.zones) for asked in fake.asked] == [
         (True, (tag(1), tag(2), tag(3))),
@@ -304,7 +304,7 @@ async def test_a_field_that_a_plan_denies_is_dropped_for_that_zone_only_and_for_
 
 async def test_a_denied_total_is_absent_and_not_zero() -> None:
     fake = FakeCloudflare(refuse=plan_without({1: "encryptedBytes"}))
-    (answered,) = await fake.api().fetch(HTTP_REQUESTS, 60, zones_of(1), starts_of(2))
+    (answered,) = await fake.api().fetch([HTTP_REQUESTS], 60, zones_of(1), starts_of(2))
     assert isinstance(answered, Answered)
     for samples in answered.windows.values():
         names = {parse_label_block(block)["__name__"] for block in samples.series}
@@ -315,7 +315,7 @@ async def test_a_denied_total_is_absent_and_not_zero() -> None:
 async def test_several_fields_are_dropped_one_after_the_other() -> None:
     # `threats` stands in two places: first the total goes, then the part of the map.
     fake = FakeCloudflare(refuse=plan_without({1: "threats"}))
-    (answered,) = await fake.api().fetch(HTTP_REQUESTS, 60, zones_of(1), starts_of(2))
+    (answered,) = await fake.api().fetch([HTTP_REQUESTS], 60, zones_of(1), starts_of(2))
     assert isinstance(answered, Answered)
     assert answered.dropped == {"sum_threats", "sum_countryMap_threats"}
 
@@ -563,8 +563,6 @@ async def test_a_used_up_quota_keeps_what_was_answered_and_fails_the_rest_with_t
         (httpx.Response(502, content=b"<html>"), ErrorKind.SERVER),
         (refusal(error("unable to execute query")), ErrorKind.SERVER),
         (refusal(error("number of fields can't be more than 70")), ErrorKind.FIELDS),
-        (httpx.Response(200, content=b'{"data": null}'), ErrorKind.MALFORMED),
-        (httpx.Response(200, content=b'{"data"'), ErrorKind.MALFORMED),
         (httpx.Response(302, headers={"Location": "https://elsewhere.test"}), ErrorKind.ENDPOINT),
     ],
 )
@@ -573,6 +571,14 @@ async def test_a_failure_of_cloudflare_is_not_asked_again(response: httpx.Respon
     outcome = await fetched(fake.api(), zones_of(10), starts_of(60))
     assert set(outcome.failed.values()) == {kind}
     assert len(fake.asked) == 1
+
+
+@pytest.mark.parametrize("body", [b'{"data": null}', b'{"data"', b'{"data": {"viewer": {"zones": [{"r0": [NaN]}]}}}'])
+async def test_an_answer_that_cannot_be_read_is_traced_to_its_zone(body: bytes) -> None:
+    fake = FakeCloudflare(refuse=lambda asked: httpx.Response(200, content=body) if tag(7) in asked.zones else None)
+    outcome = await fetched(fake.api(), zones_of(10), starts_of(60))
+    assert outcome.kinds == {tag(7): {ErrorKind.MALFORMED}}
+    assert len(fake.asked) == 1 + 8
 
 
 async def test_a_failure_costs_its_own_group_only() -> None:

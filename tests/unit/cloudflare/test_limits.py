@@ -1,16 +1,19 @@
 from tests.clocks import ManualClock
+from tests.unit.cloudflare.datasets import HTTP_CACHE, KV_STORED, WORKERS
 from tests.unit.cloudflare.fake import zone
 from worker.cloudflare import WINDOWS_PER_QUERY, ZONES_PER_QUERY, ApiFailure, ErrorKind
-from worker.cloudflare.catalogue import HTTP_REQUESTS
+from worker.cloudflare.catalogue import HTTP_REQUESTS, ScopeKind
 from worker.cloudflare.limits import Limits
+from worker.cloudflare.query import Source
 
-MINUTES, HALF_HOURS, HOURS = (HTTP_REQUESTS.grain(width) for width in (60, 1800, 3600))
+MINUTES, HALF_HOURS, HOURS = (Source(HTTP_REQUESTS, HTTP_REQUESTS.grain(width)) for width in (60, 1800, 3600))
+CACHE, KV, WORKERS_MINUTES = (Source(dataset, dataset.grain(60)) for dataset in (HTTP_CACHE, KV_STORED, WORKERS))
 A, B = zone(1), zone(2)
 
 
 def test_what_was_never_refused_has_the_documented_limits() -> None:
     limits = Limits(ManualClock())
-    assert limits.zones_per_query(MINUTES) == ZONES_PER_QUERY
+    assert limits.scopes_per_query(ScopeKind.ZONE) == ZONES_PER_QUERY
     assert limits.windows_per_query(MINUTES) == WINDOWS_PER_QUERY
     assert limits.dropped_fields(MINUTES, A) == frozenset()
     assert limits.denial(MINUTES, A) is None
@@ -30,15 +33,15 @@ def test_a_span_holds_for_every_width_of_its_node_and_only_the_narrowest_counts(
 def test_a_group_never_grows_by_learning_and_keeps_one_zone() -> None:
     limits = Limits(ManualClock())
     for zones, expected in ((5, 5), (8, 5), (0, 1)):
-        limits.learn_zones_per_query(MINUTES, zones)
-        assert limits.zones_per_query(MINUTES) == expected
+        limits.learn_zones_per_query(zones)
+        assert limits.scopes_per_query(ScopeKind.ZONE) == expected
 
 
 def test_a_field_that_is_unknown_or_already_dropped_teaches_nothing() -> None:
     limits = Limits(ManualClock())
-    assert limits.learn_denied_field(HTTP_REQUESTS, MINUTES, A, "uniques")
-    assert not limits.learn_denied_field(HTTP_REQUESTS, MINUTES, A, "uniques")
-    assert not limits.learn_denied_field(HTTP_REQUESTS, MINUTES, A, "clientasn")
+    assert limits.learn_denied_field(MINUTES, A, "uniques")
+    assert not limits.learn_denied_field(MINUTES, A, "uniques")
+    assert not limits.learn_denied_field(MINUTES, A, "clientasn")
     assert limits.dropped_fields(MINUTES, A) == {"uniq_uniques"}
     assert limits.dropped_fields(MINUTES, B) == limits.dropped_fields(HOURS, A) == frozenset()
 
@@ -48,7 +51,7 @@ def test_the_last_field_is_not_dropped() -> None:
     dataset = HTTP_REQUESTS.without(
         [item.field for item in HTTP_REQUESTS.totals[1:]] + [item.field for item in HTTP_REQUESTS.breakdowns]
     )
-    assert not limits.learn_denied_field(dataset, MINUTES, A, "requests")
+    assert not limits.learn_denied_field(Source(dataset, MINUTES.grain), A, "requests")
     assert limits.dropped_fields(MINUTES, A) == frozenset()
 
 
@@ -75,3 +78,65 @@ async def test_a_denial_lasts_as_long_as_its_kind_suggests() -> None:
             assert (denial.kind, denial.retry_after_seconds) == (failure.kind, 1)
             await clock.advance(1)
         assert limits.denial(MINUTES, A) is None
+
+
+def test_a_query_for_accounts_asks_for_one() -> None:
+    limits = Limits(ManualClock())
+    limits.learn_zones_per_query(7)
+    assert limits.scopes_per_query(ScopeKind.ACCOUNT) == 1
+
+
+def test_the_ceiling_of_nodes_never_grows_by_learning_and_keeps_one() -> None:
+    limits = Limits(ManualClock())
+    assert limits.nodes_per_query() == 50
+    for nodes, expected in ((25, 25), (30, 25), (0, 1)):
+        limits.learn_nodes_per_query(nodes)
+        assert limits.nodes_per_query() == expected
+
+
+def test_a_page_of_a_labelled_dataset_is_to_be_half_full_at_most() -> None:
+    limits = Limits(ManualClock())
+    assert limits.windows_per_query(CACHE) == WINDOWS_PER_QUERY  # 3 are kept: 15 rows are expected
+    assert limits.windows_per_query(KV) == 32  # 100 rows are expected
+    for rows, windows in ((200, 16), (100, 16), (1500, 2), (20_000, 1)):
+        limits.learn_rows_per_window(CACHE, rows)
+        assert limits.windows_per_query(CACHE) == windows
+    assert limits.windows_per_query(KV) == 32
+    assert limits.windows_per_query(Source(HTTP_CACHE, HTTP_CACHE.grain(3600))) == WINDOWS_PER_QUERY
+
+
+def test_rows_that_were_seen_count_for_a_day_and_are_then_expected_as_at_first() -> None:
+    limits = Limits(ManualClock())
+    limits.learn_rows_per_window(KV, 2)
+    assert limits.rows_per_window(KV) == 2
+    limits.learn_rows_per_window(KV, 0)
+    assert limits.rows_per_window(KV) == 2, "an empty window tells nothing of others"
+
+
+def test_a_smaller_page_is_for_all_datasets_of_the_node() -> None:
+    limits = Limits(ManualClock())
+    assert limits.learn_page_rows(KV, 400)
+    assert not limits.learn_page_rows(KV, 400)
+    assert not limits.learn_page_rows(KV, 0)
+    assert limits.page_rows(KV) == 400
+    assert limits.windows_per_query(KV) == 2
+    assert limits.page_rows(CACHE) == 10_000
+    assert limits.learn_page_rows(MINUTES, 10)
+    assert limits.windows_per_query(MINUTES) == 9, "one row more than windows is asked for"
+
+
+def test_without_a_time_dimension_there_is_one_window_in_a_query() -> None:
+    assert Limits(ManualClock()).windows_per_query(WORKERS_MINUTES) == 1
+
+
+async def test_a_dataset_without_an_answer_is_remembered_until_it_has_one_or_for_half_an_hour() -> None:
+    clock = ManualClock()
+    limits = Limits(clock)
+    limits.learn_unanswered(CACHE)
+    assert limits.is_unanswered(CACHE)
+    assert not limits.is_unanswered(KV)
+    limits.learn_answered(CACHE)
+    assert not limits.is_unanswered(CACHE)
+    limits.learn_unanswered(CACHE)
+    await clock.advance(1800)
+    assert not limits.is_unanswered(CACHE)

@@ -21,10 +21,10 @@ from tests.unit.cloudflare.datasets import (
     WORKERS,
     WORKERS_TOTAL,
 )
-from tests.unit.cloudflare.fake import instant, zone
+from tests.unit.cloudflare.fake import decode, instant, zone
 from worker.cloudflare import Account, ApiFailure, Dataset, ErrorKind, Samples, Scope
 from worker.cloudflare.catalogue import Breakdown, Label, Metric, ScopeKind, Top
-from worker.cloudflare.decode import Decoded, Decoder
+from worker.cloudflare.decode import Decoded
 from worker.cloudflare.query import Source, WindowsQuery
 from worker.series import parse_label_block
 
@@ -48,7 +48,7 @@ def answer(query: WindowsQuery, *rows: Any) -> bytes:
 
 def decoded(dataset: Dataset, rows: Any, **options: Any) -> Decoded:
     query = asked_for(dataset, **options)
-    (found,) = Decoder().decode(answer(query, rows), query).values()
+    (found,) = decode(answer(query, rows), query).values()
     return found
 
 
@@ -124,7 +124,7 @@ def test_series_of_accounts_carry_the_account_and_its_name_where_it_has_one() ->
     query = asked_for(KV_STORED, windows=1)
     for scope, name in ((ACCOUNT, "Example Inc"), (Account("a" * 32), None)):
         one = replace(query, scopes=(scope,))
-        found = Decoder().decode(answer(one, [stored("n", 7)]), one)[scope.tag, "kv_stored"]
+        found = decode(answer(one, [stored("n", 7)]), one)[scope.tag, "kv_stored"]
         assert not isinstance(found, ApiFailure)
         labels = parse_label_block(found[HOUR].series[0])
         assert (labels["account_id"], labels.get("account"), labels["namespace_id"]) == ("a" * 32, name, "n")
@@ -309,7 +309,7 @@ def test_what_is_no_number_makes_no_bucket(field: str, number: str) -> None:
     holder: dict[str, Any] = {"count": row, "edgeResponseBytes": row["sum"], "sampleInterval": row["avg"]}[field]
     holder[field] = 9_876_543_210_123
     body = answer(query, [row]).replace(b"9876543210123", number.encode())
-    (found,) = Decoder().decode(body, query).values()
+    (found,) = decode(body, query).values()
     assert isinstance(found, ApiFailure)
     assert found.kind is ErrorKind.MALFORMED
 
@@ -371,10 +371,7 @@ def test_one_datasets_rows_do_not_cost_another_its_windows() -> None:
         answer(query, [], {}, "text"),
     ]
     kinds = [
-        [
-            found.kind if isinstance(found, ApiFailure) else "answered"
-            for found in Decoder().decode(body, query).values()
-        ]
+        [found.kind if isinstance(found, ApiFailure) else "answered" for found in decode(body, query).values()]
         for body in bodies
     ]
     assert kinds == [
@@ -397,7 +394,7 @@ _FIELDS = ["dimensions", "count", "sum", "avg"]
 def test_any_rows_are_an_outcome_and_what_is_answered_is_finite_and_distinct(changes: list[dict[str, Any]]) -> None:
     query = asked_for(HTTP_CACHE)
     body = answer(query, [cache("hit", 1) | changed for changed in changes])
-    (found,) = Decoder().decode(body, query).values()
+    (found,) = decode(body, query).values()
     if isinstance(found, ApiFailure):
         assert found.kind in (ErrorKind.MALFORMED, ErrorKind.TRUNCATED)
         return

@@ -90,6 +90,7 @@ class Worker:
         )
         self.collector = Collector(
             settings.cloudflare,
+            datasets=[DATASETS[name] for name in settings.cloudflare.datasets],
             max_ledger_bytes=settings.ledger.max_bytes,
             api=self.api,
             ledger=self.ledger,

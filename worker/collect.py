@@ -12,33 +12,22 @@ Knows nothing of receivers. What it keeps in memory is only a view of the ledger
 """
 
 import asyncio
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import assert_never
 
 from worker.buckets import Bucket, Window, final_window_starts
 from worker.clock import Clock, wait_for_any
 from worker.cloudflare import (
-    DATASETS,
-    WINDOWS_PER_QUERY,
-    ZONES_PER_QUERY,
-    Account,
     Answered,
     Api,
-    ApiFailure,
     CloudflareApi,
     Dataset,
     ErrorKind,
     Failed,
+    Scope,
     ScopeAnswer,
-    TokenAccepted,
-    TokenRefused,
-    TokenUnknown,
-    Unmatched,
-    Zone,
-    ZoneList,
-    selects,
+    ScopeKind,
 )
 from worker.config import CloudflareSettings
 from worker.errors import LedgerFullError
@@ -48,23 +37,18 @@ from worker.ledger import (
     Hole,
     HoleReason,
     Ledger,
-    Scope,
     capture,
     log_requests,
-    logged_requests,
     outstanding_windows,
-    present_scopes,
     record_holes,
-    record_scopes,
     room,
 )
+from worker.listing import Listing
 from worker.observe import Metrics, get_logger
+from worker.outstanding import Outstanding, Query, Runs, Worklist, next_round
 from worker.times import instant
 
 LOOP = "collect"
-
-# A zone that was added is seen within half an hour; a listing of 10,000 zones is 200 requests of 1,200 in 5 minutes.
-ZONES_REFRESH_SECONDS = 1800.0
 
 # Enough to hide the latency of a query behind that of others; the quota of one a second is the real limit.
 _QUERIES_AT_ONCE = 4
@@ -75,10 +59,6 @@ _QUERIES_WITHOUT_ANSWER = 4
 
 # Cloudflare's time is known to the second, and late by the time that an answer takes.
 _CLOCK_TOLERANCE_SECONDS = 30.0
-
-# Of the zones that had no answer so many are asked alone in a round: a tenth of the quota of five minutes. The others
-# travel together, so that an outage of hours, which is no zone's fault, does not make a query of each.
-_ASKED_ALONE = 30
 
 # A zone that Cloudflare has no answer for is asked less and less often, but twice an hour at least.
 _NO_ANSWER_HOLD_SECONDS = 1800.0
@@ -94,87 +74,6 @@ _DENIALS = frozenset({ErrorKind.PLAN_DATASET, ErrorKind.PLAN_FIELD, ErrorKind.AU
 log = get_logger()
 
 
-@dataclass(slots=True)
-class _Outstanding:
-    """What is outstanding of one zone.
-
-    starts:     its windows, oldest first.
-    held_until: monotonic time until which the zone is not asked.
-    is_failing: whether the last query brought an error for it.
-    unanswered: above 0 when the last query with it had no answer; how often in a row that was so although the zone was
-                asked alone and Cloudflare answered other queries.
-    """
-
-    starts: list[int]
-    held_until: float = -math.inf
-    is_failing: bool = False
-    unanswered: int = 0
-
-    def settle(self, starts: Iterable[int]) -> None:
-        """These windows are not outstanding any more."""
-        done = set(starts)
-        self.starts = [start for start in self.starts if start not in done]
-
-    def run_length(self, width_seconds: int) -> int:
-        """How many windows without a gap come first, as far as one query can ask for them."""
-        length = 1
-        while (
-            length < min(len(self.starts), WINDOWS_PER_QUERY)
-            and self.starts[length] == self.starts[length - 1] + width_seconds
-        ):
-            length += 1
-        return length
-
-
-@dataclass(slots=True)
-class _Worklist:
-    """What is outstanding of one dataset.
-
-    looked_at: the windows that were final and within the replay bound when the clock was last looked at.
-    """
-
-    dataset: Dataset
-    width_seconds: int
-    looked_at: range = range(0)
-    outstanding: dict[str, _Outstanding] = field(default_factory=dict)
-
-    def next_round(self, zones: Iterable[Zone], monotonic: float) -> "list[_Query]":
-        """Queries that ask each zone once, for its oldest outstanding windows; the oldest windows of all come first.
-
-        Zones whose last query had no answer come last, and some of them alone: what was wrong may be one of them, and
-        it shall not cost its neighbours their windows.
-        """
-        ready: list[tuple[bool, int, int, Zone]] = []
-        for zone in zones:
-            of_zone = self.outstanding.get(zone.tag)
-            if of_zone and of_zone.starts and of_zone.held_until <= monotonic:
-                run_length = of_zone.run_length(self.width_seconds)
-                ready.append((of_zone.unanswered > 0, of_zone.starts[0], run_length, zone))
-        # Zones with runs of the same length side by side: a query asks for the shortest of its zones' runs.
-        ready.sort(key=lambda entry: entry[:3])
-        queries: list[_Query] = []
-        alone = 0
-        while ready:
-            is_retry, first, shortest, _ = ready[0]
-            alone += is_retry
-            most = 1 if is_retry and alone <= _ASKED_ALONE else ZONES_PER_QUERY
-            together = [entry for entry in ready[:most] if entry[:2] == (is_retry, first)]
-            ready = ready[len(together) :]
-            run = range(first, first + shortest * self.width_seconds, self.width_seconds)
-            queries.append(_Query(self, tuple(entry[3] for entry in together), run, is_retry))
-        return queries
-
-
-@dataclass(frozen=True, slots=True)
-class _Query:
-    """Zones that are asked together for the same run of windows; `is_retry` when they had no answer the last time."""
-
-    worklist: _Worklist
-    zones: tuple[Zone, ...]
-    starts: range
-    is_retry: bool
-
-
 class Collector:
     """Fetches what is due into the ledger, pass by pass."""
 
@@ -182,6 +81,7 @@ class Collector:
         self,
         settings: CloudflareSettings,
         *,
+        datasets: Sequence[Dataset],
         max_ledger_bytes: int,
         api: CloudflareApi,
         ledger: Ledger,
@@ -189,6 +89,7 @@ class Collector:
         health: Health,
         metrics: Metrics,
     ) -> None:
+        """`datasets`: what is collected, of the zones and accounts that the settings select."""
         self._settings = settings
         self._max_ledger_bytes = max_ledger_bytes
         self._api = api
@@ -196,16 +97,24 @@ class Collector:
         self._clock = clock
         self._health = health
         self._metrics = metrics
-        self._zones: dict[str, Zone] = {}
-        self._zones_listed_at: float | None = None
-        self._listing_tried_at: float | None = None
-        self._selection = {
-            "accounts": settings.accounts,
-            "zones": settings.zones,
-            "exclude_zones": settings.exclude_zones,
-        }
+        self._listing = Listing(
+            settings,
+            kinds={dataset.scope for dataset in datasets},
+            api=api,
+            ledger=ledger,
+            clock=clock,
+            health=health,
+            metrics=metrics,
+        )
         self._cloudflare_answers = True
-        self._worklists = [_Worklist(DATASETS[name], settings.bucket_seconds) for name in settings.datasets]
+        self._worklists = [
+            Worklist(
+                dataset,
+                settings.bucket_seconds,
+                settings.delay_seconds if dataset.delay_seconds is None else dataset.delay_seconds,
+            )
+            for dataset in datasets
+        ]
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Collect what is due every `collection_interval_seconds`, until `stopping` is set."""
@@ -222,19 +131,23 @@ class Collector:
         started = self._clock.monotonic()
         complete = await self._pass(stopping)
         outstanding = [entry for worklist in self._worklists for entry in worklist.outstanding.items()]
-        self._metrics.zones_failing.set(len({tag for tag, of_zone in outstanding if of_zone.is_failing}))
+        failing = {tag for tag, found in outstanding if found.is_failing}
+        self._metrics.zones_failing.set(sum(scope.kind is ScopeKind.ZONE for scope in self._scopes(failing)))
         self._health.completed(LOOP)
         self._metrics.collect_pass_duration_seconds.observe(self._clock.monotonic() - started)
-        return complete and not any(of_zone.starts for _, of_zone in outstanding)
+        return complete and not any(found.windows for _, found in outstanding)
+
+    def _scopes(self, tags: Iterable[str]) -> list[Scope]:
+        return [self._listing.scopes[tag] for tag in tags if tag in self._listing.scopes]
 
     async def _pass(self, stopping: asyncio.Event) -> bool:
         """Go round after round; False where an outage, the ledger's volume or `stopping` ended it."""
         try:
             while not stopping.is_set():
-                listed = await self._refresh_zones()
+                listed = await self._listing.refresh()
                 for worklist in self._worklists:
                     await self._look_for_due_windows(worklist)
-                queries = self._next_round()
+                queries = next_round(self._worklists, self._listing.scopes, self._clock.monotonic())
                 if queries:
                     if not await self._has_room():
                         return False
@@ -251,17 +164,10 @@ class Collector:
             log.warning("Collection pauses: the ledger's volume is full", error=str(errors.exceptions[0]))
         return False
 
-    def _next_round(self) -> list[_Query]:
-        """What may be asked for at this moment, the oldest windows first."""
-        zones = self._zones.values()
-        monotonic = self._clock.monotonic()
-        queries = [query for worklist in self._worklists for query in worklist.next_round(zones, monotonic)]
-        return sorted(queries, key=lambda query: (query.is_retry, query.starts[0]))
-
-    async def _ask_all(self, queries: Sequence[_Query], stopping: asyncio.Event) -> bool:
+    async def _ask_all(self, queries: Sequence[Query], stopping: asyncio.Event) -> bool:
         """Ask some at a time, and leave the rest once several had no answer; tell whether any had one."""
         todo = iter(queries)
-        unanswered: list[_Query] = []
+        unanswered: list[Query] = []
         answered = 0
 
         async def ask_in_turn() -> None:
@@ -276,46 +182,47 @@ class Collector:
             for _ in range(min(_QUERIES_AT_ONCE, len(queries))):
                 group.create_task(ask_in_turn())
         for query in unanswered:
-            self._note_no_answer(query, alone=bool(answered) and len(query.zones) == 1)
+            self._note_no_answer(query, alone=bool(answered) and len(query.scopes) == 1)
         return answered > 0
 
-    def _note_no_answer(self, query: _Query, *, alone: bool) -> None:
-        """Cloudflare had no answer to this query; `alone`: to one zone's, while it had some for others."""
-        for zone in query.zones:
-            of_zone = query.worklist.outstanding[zone.tag]
-            of_zone.unanswered = max(1, of_zone.unanswered + alone)
-            hold_seconds = self._settings.collection_interval_seconds * 2 ** min(of_zone.unanswered - 1, 10)
-            of_zone.held_until = max(
-                of_zone.held_until, self._clock.monotonic() + min(hold_seconds, _NO_ANSWER_HOLD_SECONDS)
+    def _note_no_answer(self, query: Query, *, alone: bool) -> None:
+        """Cloudflare had no answer to this query; `alone`: to one scope's, while it had some for others."""
+        for found in query.outstanding():
+            found.unanswered = max(1, found.unanswered + alone)
+            hold_seconds = self._settings.collection_interval_seconds * 2 ** min(found.unanswered - 1, 10)
+            found.held_until = max(
+                found.held_until, self._clock.monotonic() + min(hold_seconds, _NO_ANSWER_HOLD_SECONDS)
             )
 
-    async def _ask(self, query: _Query) -> bool:
+    async def _ask(self, query: Query) -> bool:
         """Ask one query and write down what it brought; False when that was no answer at all."""
         self._health.beat(LOOP)
-        worklist = query.worklist
-        answers = _oldest_first(
-            await self._api.fetch([worklist.dataset], worklist.width_seconds, query.zones, query.starts)
-        )
+        worklists = {worklist.dataset.name: worklist for worklist in query.worklists}
+        width_seconds = query.worklists[0].width_seconds
+        datasets = [worklist.dataset for worklist in query.worklists]
+        answers = _oldest_first(await self._api.fetch(datasets, width_seconds, query.scopes, query.starts))
         await self._log_requests()
         if not self._is_final(query):
             # The clock was set while nobody asked, and only the answer's date shows it: the next look begins anew.
             return False
         now = self._clock.now()
-        buckets = [
-            bucket for answer in answers if isinstance(answer, Answered) for bucket in self._buckets(worklist, answer)
-        ]
+        buckets = [bucket for answer in answers if isinstance(answer, Answered) for bucket in self._buckets(answer)]
         if buckets:
             captured = await self._ledger.write(capture, buckets, now)
             self._ledger.announce()
-            self._note_captured(worklist, buckets, captured)
+            self._note_captured(buckets, captured)
         holes: list[Hole] = []
         for answer in answers:
+            worklist = worklists[answer.dataset.name]
             match answer:
                 case Answered(scope=scope, windows=windows):
-                    of_zone = worklist.outstanding[scope.tag]
-                    of_zone.settle(windows)
-                    of_zone.is_failing = False
-                    of_zone.unanswered = 0
+                    found = worklist.outstanding[scope.tag]
+                    found.windows.discard(windows)
+                    found.is_failing = False
+                    found.unanswered = 0
+                    self._metrics.collect_folded_rows_total.labels(answer.dataset.name).inc(
+                        sum(samples.folded for samples in windows.values())
+                    )
                 case Failed():
                     holes += self._note_failure(worklist, answer)
                 case _:
@@ -332,25 +239,21 @@ class Collector:
         ended_at = {str(api): [now - seconds for seconds in quota.recent_seconds_ago(api)] for api in Api}
         await self._ledger.write(log_requests, ended_at)
 
-    async def _recall_requests(self) -> None:
-        """Count what the process before this one sent, and what it may have had under way when it ended."""
-        now = self._clock.now()
-        for api, ended_at in (await self._ledger.read(logged_requests)).items():
-            self._api.quota.remember(Api(api), [now - moment for moment in ended_at])
-            self._api.quota.remember(Api(api), [0.0] * _QUERIES_AT_ONCE)
-
-    def _is_final(self, query: _Query) -> bool:
+    def _is_final(self, query: Query) -> bool:
         """Whether the windows asked for were final, by the clock as it is known now that Cloudflare has answered."""
-        newest = Window(query.starts[-1], query.worklist.width_seconds)
-        return newest.is_final(self._cloudflare_now(), self._settings.delay_seconds)
+        now = self._cloudflare_now()
+        return all(
+            Window(query.starts[-1], worklist.width_seconds).is_final(now, worklist.delay_seconds)
+            for worklist in query.worklists
+        )
 
-    def _buckets(self, worklist: _Worklist, answer: Answered) -> list[Bucket]:
+    def _buckets(self, answer: Answered) -> list[Bucket]:
         windows = [
-            (Window(start, worklist.width_seconds), samples) for start, samples in sorted(answer.windows.items())
+            (Window(start, self._settings.bucket_seconds), samples) for start, samples in sorted(answer.windows.items())
         ]
         return [
             Bucket(
-                dataset=worklist.dataset.name,
+                dataset=answer.dataset.name,
                 scope=answer.scope.tag,
                 window=window,
                 timestamp_ms=window.timestamp_ms(self._settings.sample_timestamp),
@@ -360,17 +263,19 @@ class Collector:
             for window, samples in windows
         ]
 
-    def _note_captured(self, worklist: _Worklist, buckets: Sequence[Bucket], captured: Captured) -> None:
+    def _note_captured(self, buckets: Sequence[Bucket], captured: Captured) -> None:
         self._health.token_accepted()
-        name = worklist.dataset.name
+        datasets = {bucket.dataset for bucket in buckets}
         newest = max(bucket.window.end for bucket in buckets)
-        self._metrics.collect_captured_buckets_total.labels(name).inc(captured.buckets)
-        self._metrics.collect_captured_samples_total.labels(name).inc(captured.samples)
-        self._metrics.collect_drifted_buckets_total.labels(name).inc(captured.drifted)
+        for name, count in captured.by_dataset.items():
+            self._metrics.collect_captured_buckets_total.labels(name).inc(count.buckets)
+            self._metrics.collect_captured_samples_total.labels(name).inc(count.samples)
+            self._metrics.collect_drifted_buckets_total.labels(name).inc(count.drifted)
         log.info(
             "Captured final windows",
-            dataset=worklist.dataset.name,
-            zones=len({bucket.scope for bucket in buckets}),
+            datasets=len(datasets),
+            first_dataset=min(datasets),
+            scopes=len({bucket.scope for bucket in buckets}),
             buckets=captured.buckets,
             samples=captured.samples,
             newest_window_end=instant(newest),
@@ -378,13 +283,13 @@ class Collector:
         if captured.drifted:
             log.warning(
                 "Cloudflare answered differently for windows captured before; the first capture stays",
-                dataset=worklist.dataset.name,
+                first_dataset=min(name for name, count in captured.by_dataset.items() if count.drifted),
                 buckets=captured.drifted,
             )
 
-    def _note_failure(self, worklist: _Worklist, failed: Failed) -> list[Hole]:
-        """Hold the zone back as its failure asks for, and say why its windows have no bucket."""
-        of_zone = worklist.outstanding[failed.scope.tag]
+    def _note_failure(self, worklist: Worklist, failed: Failed) -> list[Hole]:
+        """Hold the scope back as its failure asks for, and say why its windows have no bucket."""
+        found = worklist.outstanding[failed.scope.tag]
         failure = failed.failure
         starts: Sequence[int] = failed.starts
         reason = HoleReason.FAILED
@@ -398,9 +303,9 @@ class Collector:
             reason = HoleReason.EXPIRED
             starts = expired
             hold_seconds = 0.0
-            of_zone.settle(starts)
-        of_zone.is_failing = reason is not HoleReason.EXPIRED
-        of_zone.held_until = self._clock.monotonic() + hold_seconds
+            found.windows.discard(starts)
+        found.is_failing = reason is not HoleReason.EXPIRED
+        found.held_until = self._clock.monotonic() + hold_seconds
         return [
             Hole(
                 worklist.dataset.name, failed.scope.tag, Window(start, worklist.width_seconds), reason, failure.message
@@ -415,32 +320,35 @@ class Collector:
         oldest = self._cloudflare_now() - failed.failure.bound_seconds
         return [start for start in failed.starts if start < oldest]
 
-    async def _look_for_due_windows(self, worklist: _Worklist) -> None:
+    async def _look_for_due_windows(self, worklist: Worklist) -> None:
         """Add what has become final since the last look, and all that is missing of zones that were not known then."""
         starts = final_window_starts(
             self._cloudflare_now(),
             width_seconds=worklist.width_seconds,
-            delay_seconds=self._settings.delay_seconds,
+            delay_seconds=worklist.delay_seconds,
             reach_seconds=self._settings.replay_hours * 3600,
         )
         before = worklist.looked_at
         if starts.stop < before.stop:
             # Somebody set the clock back: what was due by the old time may not be, and what was too old may be due.
             worklist.outstanding.clear()
-        known = [tag for tag in self._zones if tag in worklist.outstanding]
-        unknown = [tag for tag in self._zones if tag not in worklist.outstanding]
+        wanted = [scope.tag for scope in self._listing.scopes.values() if scope.kind is worklist.dataset.scope]
+        known = [tag for tag in wanted if tag in worklist.outstanding]
+        unknown = [tag for tag in wanted if tag not in worklist.outstanding]
         new_starts = range(max(starts.start, before.stop), starts.stop, worklist.width_seconds)
         missing = await self._missing(worklist, known, new_starts) | await self._missing(worklist, unknown, starts)
-        for tag, of_zone in list(worklist.outstanding.items()):
-            if tag in self._zones:
-                of_zone.starts = [start for start in of_zone.starts if start >= starts.start]
+        for tag, found in list(worklist.outstanding.items()):
+            if tag in self._listing.scopes:
+                found.windows.discard_before(starts.start)
             else:
                 del worklist.outstanding[tag]
-        for tag, missing_starts in missing.items():
-            worklist.outstanding.setdefault(tag, _Outstanding([])).starts += missing_starts
+        for tag, runs in missing.items():
+            found = worklist.outstanding.setdefault(tag, Outstanding(Runs()))
+            for run in runs:
+                found.windows.append(run)
         worklist.looked_at = starts
 
-    async def _missing(self, worklist: _Worklist, tags: Sequence[str], starts: range) -> dict[str, list[int]]:
+    async def _missing(self, worklist: Worklist, tags: Sequence[str], starts: range) -> dict[str, list[range]]:
         if not tags or not starts:
             return {tag: [] for tag in tags}
         return await self._ledger.write(
@@ -461,67 +369,6 @@ class Collector:
             ahead_seconds=round(ahead_seconds),
         )
         return self._clock.now() - ahead_seconds
-
-    async def _refresh_zones(self) -> bool:
-        """List the zones when the last list is old; False while that fails.
-
-        An outage leaves the last list in force, over a restart too.
-        """
-        monotonic = self._clock.monotonic()
-        if self._zones_listed_at is not None and monotonic - self._zones_listed_at < ZONES_REFRESH_SECONDS:
-            return True
-        if self._listing_tried_at is not None:
-            # A listing of many zones is many requests: one that fails is not tried again at every round.
-            if monotonic - self._listing_tried_at < self._settings.collection_interval_seconds:
-                return False
-        else:
-            await self._recall_requests()
-            await self._recall_zones()
-        self._listing_tried_at = monotonic
-        await self._verify_token()
-        listing = await self._api.list_zones(**self._selection)
-        match listing:
-            case ApiFailure(kind=kind, message=message):
-                log.warning("The zones could not be listed; the last list stays in force", kind=kind, error=message)
-            case ZoneList(zones=(), unmatched=unmatched):
-                # A token that lost its permissions sees no zones, without an error.
-                _warn_unmatched(unmatched)
-                log.warning("The token can read no zone that the settings ask for; the last list stays in force")
-            case ZoneList(zones=zones, unmatched=unmatched):
-                _warn_unmatched(unmatched)
-                await self._take_list(zones)
-                self._zones_listed_at = monotonic
-                return True
-            case _:
-                assert_never(listing)
-        return False
-
-    async def _recall_zones(self) -> None:
-        """Begin with the zones that the ledger knows, as far as today's settings leave them."""
-        known = [_zone(scope) for scope in await self._ledger.read(present_scopes)]
-        self._zones = {zone.tag: zone for zone in known if selects(zone, **self._selection)}
-        self._metrics.zones.set(len(self._zones))
-
-    async def _take_list(self, zones: Sequence[Zone]) -> None:
-        gone = await self._ledger.write(record_scopes, [_scope(zone) for zone in zones], self._clock.now())
-        self._zones = {zone.tag: zone for zone in zones}
-        for scope in gone:
-            log.warning("A zone has disappeared; what was captured of it is kept", zone=scope.name, zone_id=scope.tag)
-        self._metrics.zones.set(len(zones))
-        log.info("Listed the zones", zones=len(zones))
-
-    async def _verify_token(self) -> None:
-        check = await self._api.verify_token()
-        match check:
-            case TokenAccepted():
-                self._health.token_accepted()
-            case TokenRefused(message=message):
-                self._health.token_refused(message)
-                log.error("Cloudflare refuses the API token; check CF_API_TOKEN", error=message)
-            case TokenUnknown(failure=failure):
-                log.warning("The API token could not be verified", kind=failure.kind, error=failure.message)
-            case _:
-                assert_never(check)
 
     async def _has_room(self) -> bool:
         """Whether the ledger is within its budget. Collection pauses when it is not: pending rows are never dropped."""
@@ -545,7 +392,7 @@ def _oldest_first(answers: Sequence[ScopeAnswer]) -> list[ScopeAnswer]:
 
     They are asked for again together with it: a receiver that takes nothing out of order would refuse the older one.
     """
-    failed_from: dict[Zone | Account, int] = {}
+    failed_from: dict[Scope, int] = {}
     for answer in answers:
         if isinstance(answer, Failed) and answer.failure.kind in _NO_ANSWER:
             failed_from[answer.scope] = min(answer.starts.start, failed_from.get(answer.scope, answer.starts.start))
@@ -580,21 +427,3 @@ def _tell_failures(failures: Sequence[Failed], holes: Sequence[Hole]) -> None:
             kind=kinds[detail],
             error=detail,
         )
-
-
-def _warn_unmatched(unmatched: Sequence[Unmatched]) -> None:
-    for each in unmatched:
-        log.warning(
-            "A setting names something that the token cannot see",
-            setting=each.setting,
-            given=each.given,
-            nearest=each.nearest,
-        )
-
-
-def _zone(scope: Scope) -> Zone:
-    return Zone(scope.tag, scope.name, scope.account_tag, scope.account_name, scope.plan)
-
-
-def _scope(zone: Zone) -> Scope:
-    return Scope(zone.tag, zone.name, zone.account_tag, zone.account_name, zone.plan)

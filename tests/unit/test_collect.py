@@ -38,7 +38,7 @@ from worker.cloudflare import (
     ZoneList,
 )
 from worker.cloudflare.quota import Lease
-from worker.collect import LOOP, ZONES_REFRESH_SECONDS, Collector
+from worker.collect import LOOP, Collector
 from worker.config import CloudflareSettings
 from worker.errors import LedgerFullError
 from worker.health import Health, TokenState
@@ -53,6 +53,7 @@ from worker.ledger import (
     record_scopes,
     room,
 )
+from worker.listing import REFRESH_SECONDS
 from worker.observe import Metrics
 from worker.series import label_block
 
@@ -228,6 +229,7 @@ def hole_reasons(session: Any, since: int) -> Counter[tuple[str, str, str]]:
 def new_collector(scene: Scene, settings: CloudflareSettings, max_ledger_bytes: int = 2**30) -> Collector:
     return Collector(
         settings,
+        datasets=[DATASETS["http_requests"]],
         max_ledger_bytes=max_ledger_bytes,
         api=cast(CloudflareApi, scene.api),
         ledger=scene.ledger,
@@ -832,7 +834,7 @@ async def test_a_token_that_could_not_be_verified_stays_what_it_was(scene: Scene
     await scene.collect()
     scene.api.token = TokenUnknown(failure(ErrorKind.NETWORK))
     scene.api.listing = failure(ErrorKind.NETWORK)
-    scene.clock.set(scene.clock.now() + ZONES_REFRESH_SECONDS)
+    scene.clock.set(scene.clock.now() + REFRESH_SECONDS)
     await scene.collect()
     assert scene.health.token is TokenState.ACCEPTED
 
@@ -899,7 +901,7 @@ async def test_a_zone_that_is_renamed_keeps_its_windows_and_is_asked_for_no_wind
 async def test_a_zone_that_is_new_gets_its_windows_back_to_the_replay_bound(scene: Scene) -> None:
     await scene.collect()
     scene.api.zones.append(zone(4))
-    scene.clock.set(scene.clock.now() + ZONES_REFRESH_SECONDS)
+    scene.clock.set(scene.clock.now() + REFRESH_SECONDS)
     assert await scene.collect()
     assert (await scene.captured())[zone(4).tag] == due(scene)
 

@@ -23,8 +23,8 @@ from worker.cloudflare import (
     TokenRefused,
     Zone,
 )
-from worker.collect import ZONES_REFRESH_SECONDS
 from worker.ledger import HoleReason, drifted_buckets, present_scopes, register_destinations, scope_reports
+from worker.listing import REFRESH_SECONDS
 from worker.series import label_block
 from worker.simulator.api import SimulatedApi
 from worker.simulator.fleet import Fleet, Plan
@@ -106,7 +106,7 @@ async def test_windows_that_only_a_clock_set_ahead_takes_for_final_are_not_captu
     right_now = simulated.clock.now() - AHEAD_SECONDS
     assert await captured_samples(simulated) == true_samples(final(first, right_now))
     simulated.clock.step(-AHEAD_SECONDS)
-    simulated.clock.set(simulated.clock.now() + ZONES_REFRESH_SECONDS)
+    simulated.clock.set(simulated.clock.now() + REFRESH_SECONDS)
     assert await simulated.collect()
     assert await simulated.next_pass()
     assert await captured_samples(simulated) == true_samples(final(first, simulated.clock.now()))
@@ -275,7 +275,7 @@ async def test_a_pass_is_no_success_while_the_token_is_refused(scene: Scene) -> 
     scene.api.fault = lambda _zone, _starts: failure(ErrorKind.TOKEN)
     for _ in range(3):
         # With something to ask for and without.
-        scene.clock.set(scene.clock.now() + ZONES_REFRESH_SECONDS)
+        scene.clock.set(scene.clock.now() + REFRESH_SECONDS)
         assert not await scene.collect()
         assert not await scene.next_pass()
         assert scene.value("cfrw_collect_last_success_timestamp_seconds") == NOW
@@ -288,7 +288,7 @@ async def test_a_pass_is_no_success_while_the_token_is_refused(scene: Scene) -> 
 # ------------------------------------------------------------------------------------------ zones that disappear
 
 
-@pytest.mark.parametrize("gone_after_seconds", [0, ZONES_REFRESH_SECONDS, HOUR])
+@pytest.mark.parametrize("gone_after_seconds", [0, REFRESH_SECONDS, HOUR])
 async def test_a_zone_that_disappears_leaves_no_window_missing_that_was_not_final_then(
     gone_after_seconds: int, tmp_path: Path
 ) -> None:

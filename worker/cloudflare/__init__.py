@@ -5,7 +5,7 @@ a value (`Failed`, `ApiFailure`, `TokenRefused`, ...), never an exception.
 """
 
 from worker.cloudflare.api import CloudflareApi
-from worker.cloudflare.catalogue import DATASETS, Breakdown, Dataset, Grain, Metric, Total
+from worker.cloudflare.catalogue import DATASETS, Breakdown, Dataset, Grain, Metric, ScopeKind, Total
 from worker.cloudflare.client import OnRequest
 from worker.cloudflare.discovery import (
     TokenAccepted,
@@ -44,6 +44,7 @@ __all__ = [
     "Samples",
     "Scope",
     "ScopeAnswer",
+    "ScopeKind",
     "TokenAccepted",
     "TokenCheck",
     "TokenRefused",

@@ -61,7 +61,15 @@ from worker.ledger.report import (
 )
 from worker.ledger.requests import log_requests, logged_requests
 from worker.ledger.retention import Room, prove_writable, prune, room
-from worker.ledger.scopes import Scope, outstanding_windows, present_scopes, record_scopes
+from worker.ledger.scopes import (
+    Denial,
+    Scope,
+    denials,
+    outstanding_windows,
+    present_scopes,
+    record_denials,
+    record_scopes,
+)
 
 __all__ = [
     "ONE_LANE",
@@ -69,6 +77,7 @@ __all__ = [
     "Backlog",
     "Captured",
     "DeliveryCount",
+    "Denial",
     "DestinationReport",
     "Hole",
     "HoleReason",
@@ -93,6 +102,7 @@ __all__ = [
     "capture",
     "carry_out_next",
     "delivery_counts",
+    "denials",
     "destination_reports",
     "drifted_buckets",
     "expire",
@@ -110,6 +120,7 @@ __all__ = [
     "present_scopes",
     "prove_writable",
     "prune",
+    "record_denials",
     "record_holes",
     "record_scopes",
     "refusals",

@@ -4,8 +4,8 @@ The first capture wins. Writing a window again changes nothing; where the values
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from worker.buckets import Bucket, Window
@@ -42,8 +42,8 @@ class Hole:
 
 
 @dataclass(frozen=True, slots=True)
-class Captured:
-    """What became of a call of `capture`.
+class CapturedCount:
+    """What became of buckets that were handed to `capture`.
 
     buckets:   newly written.
     samples:   in them.
@@ -57,13 +57,21 @@ class Captured:
     drifted: int
 
 
+@dataclass(frozen=True, slots=True)
+class Captured(CapturedCount):
+    """The same of all of them, and of those of each dataset."""
+
+    by_dataset: Mapping[str, CapturedCount] = field(compare=False, default_factory=dict)
+
+
 def capture(session: Session, buckets: Sequence[Bucket], now: float) -> Captured:
     """Write buckets, queue them for every destination, and close the holes they fill; all of it or nothing."""
-    outcome: Counter[str] = Counter()
+    outcomes = {bucket.dataset: Counter[str]() for bucket in buckets}
     dataset_ids = {name: dataset_number(session, name) for name in {bucket.dataset for bucket in buckets}}
     scope_ids = {tag: scope_number(session, tag) for tag in {bucket.scope for bucket in buckets}}
     for bucket in buckets:
         window = bucket.window
+        outcome = outcomes[bucket.dataset]
         key = {
             "dataset_id": dataset_ids[bucket.dataset],
             "scope_id": scope_ids[bucket.scope],
@@ -90,12 +98,13 @@ def capture(session: Session, buckets: Sequence[Bucket], now: float) -> Captured
         session.change("close_hole", **key)
         if bucket.values:
             session.change("enqueue", **key, bucket_id=bucket_id, sample_count=len(bucket.values))
-    return Captured(
-        buckets=outcome["buckets"],
-        samples=outcome["samples"],
-        unchanged=outcome["unchanged"],
-        drifted=outcome["drifted"],
-    )
+    by_dataset = {name: _counted(outcome) for name, outcome in outcomes.items()}
+    total = _counted(sum(outcomes.values(), Counter[str]()))
+    return Captured(total.buckets, total.samples, total.unchanged, total.drifted, by_dataset)
+
+
+def _counted(outcome: Counter[str]) -> CapturedCount:
+    return CapturedCount(outcome["buckets"], outcome["samples"], outcome["unchanged"], outcome["drifted"])
 
 
 def record_holes(session: Session, holes: Sequence[Hole], now: float) -> None:

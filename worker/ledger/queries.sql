@@ -331,15 +331,29 @@ ORDER BY refusal.rowid DESC
 LIMIT :most
 
 -- name: scope_reports
-WITH reach AS (
+WITH bounds AS (
     SELECT
         expectation.dataset_id, expectation.scope_id, expectation.width_seconds,
         -- A window belongs to the stretch while its end lies inside it.
         max(expectation.from_start, :since / expectation.width_seconds * expectation.width_seconds) AS first_start,
         -- Of a scope that has gone, the windows that were not final then are not expected any more.
-        min(:final_until, coalesce(scope.gone_at - :delay_seconds, :final_until), coalesce(expectation.until, :final_until))
-            / expectation.width_seconds * expectation.width_seconds AS after_last
-    FROM expectation JOIN scope ON scope.id = expectation.scope_id
+        -- The same of a dataset that is denied.
+        (
+            min(
+                :final_until, coalesce(scope.gone_at - :delay_seconds, :final_until),
+                coalesce(denial.denied_at - :delay_seconds, :final_until)
+            ) - coalesce((SELECT value FROM json_each(:further_delays) WHERE key = dataset.name), 0)
+        ) AS final_until,
+        expectation.until
+    FROM expectation
+    JOIN scope ON scope.id = expectation.scope_id
+    JOIN dataset ON dataset.id = expectation.dataset_id
+    LEFT JOIN denial ON denial.dataset_id = expectation.dataset_id AND denial.scope_id = expectation.scope_id
+), reach AS (
+    SELECT
+        dataset_id, scope_id, width_seconds, first_start,
+        min(final_until, coalesce(until, final_until)) / width_seconds * width_seconds AS after_last
+    FROM bounds
 )
 SELECT
     dataset.name, scope.tag, scope.name, scope.account_name, reach.width_seconds, scope.gone_at IS NOT NULL,
@@ -412,3 +426,18 @@ GROUP BY dataset.id, hole.reason
 SELECT dataset.name, count(*)
 FROM drift CROSS JOIN bucket ON bucket.id = drift.bucket_id CROSS JOIN dataset ON dataset.id = bucket.dataset_id
 GROUP BY dataset.id
+
+-- name: denied
+SELECT dataset.name, scope.tag, scope.name, denial.denied_at, denial.detail
+FROM denial
+JOIN dataset ON dataset.id = denial.dataset_id
+JOIN scope ON scope.id = denial.scope_id
+WHERE scope.gone_at IS NULL
+ORDER BY dataset.name, scope.name, scope.tag
+
+-- name: deny
+INSERT INTO denial (dataset_id, scope_id, denied_at, detail) VALUES (:dataset_id, :scope_id, :now, :detail)
+ON CONFLICT DO UPDATE SET detail = excluded.detail
+
+-- name: grant
+DELETE FROM denial WHERE dataset_id = :dataset_id AND scope_id = :scope_id

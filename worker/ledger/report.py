@@ -1,7 +1,10 @@
 """Verbs that only look: what the status, the metrics and the commands show."""
 
+import json
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from worker.ledger.packing import SERIES_ID_TYPE
 from worker.ledger.session import Session
@@ -154,12 +157,19 @@ def refusals(session: Session, destination: str, *, newest: int) -> tuple[Refuse
 
 
 def scope_reports(
-    session: Session, *, since: float, final_until: float, delay_seconds: float = 0.0, with_deliveries: bool = False
+    session: Session,
+    *,
+    since: float,
+    final_until: float,
+    delay_seconds: float = 0.0,
+    further_delays: Mapping[str, float] = MappingProxyType({}),
+    with_deliveries: bool = False,
 ) -> tuple[ScopeReport, ...]:
     """Every dataset of every scope over the windows that ended after `since` and by `final_until`.
 
     delay_seconds:   how long after its end a window is final, for scopes that have gone: what was not final then is
                      not expected of them.
+    further_delays:  by how much longer the windows of some datasets take than that, in seconds, by the dataset's name.
     with_deliveries: look at every bucket's deliveries, too: for a fleet with minute windows that takes seconds.
     """
     return tuple(
@@ -169,6 +179,7 @@ def scope_reports(
             since=int(since),
             final_until=int(final_until),
             delay_seconds=int(delay_seconds),
+            further_delays=json.dumps({name: int(seconds) for name, seconds in further_delays.items()}),
             with_deliveries=int(with_deliveries),
         )
     )

@@ -2,7 +2,7 @@
 --
 -- Versions (PRAGMA user_version; worker/ledger/migrations.py):
 --   1  the first
---   2  the samples that were refused, one by one; segments of a queue in seconds
+--   2  the samples that were refused, one by one; segments of a queue in seconds; what scopes are not entitled to
 --
 -- A fact and the change of state that it justifies are always written in one transaction. Nothing here is updated
 -- after it was inserted except what a sentence below says.
@@ -33,6 +33,16 @@ CREATE TABLE expectation (
     from_start    INTEGER NOT NULL,
     until         INTEGER,  -- windows that end later are expected in another width; NULL for the width in force
     PRIMARY KEY (dataset_id, scope_id, width_seconds)
+) STRICT, WITHOUT ROWID;
+
+-- Datasets that a scope's plan, or the token, does not give: no window of them is expected from then on. Replaced by each
+-- look at what the scope is entitled to.
+CREATE TABLE denial (
+    dataset_id INTEGER NOT NULL REFERENCES dataset (id),
+    scope_id   INTEGER NOT NULL REFERENCES scope (id),
+    denied_at  INTEGER NOT NULL,  -- unix seconds, of the first look that found it so
+    detail     TEXT NOT NULL,     -- bounded text
+    PRIMARY KEY (dataset_id, scope_id)
 ) STRICT, WITHOUT ROWID;
 
 -- Every series that ever had a sample, by its label block (worker/series.py). Never changed.

@@ -1,9 +1,12 @@
 """Verbs about zones and accounts: which exist, and from which window on each is expected to have buckets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from worker.ledger.session import Session
+
+# Enough for a sentence of the API.
+_MAX_DETAIL_CHARACTERS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +18,17 @@ class Scope:
     account_tag: str
     account_name: str
     plan: str
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """A dataset that a scope is not entitled to, since when (unix seconds), and why."""
+
+    dataset: str
+    tag: str
+    name: str
+    denied_at: int
+    detail: str
 
 
 def record_scopes(session: Session, scopes: Sequence[Scope], now: float) -> tuple[Scope, ...]:
@@ -47,10 +61,28 @@ def present_scopes(session: Session) -> tuple[Scope, ...]:
     return tuple(Scope(*row) for row in session.rows("present_scopes"))
 
 
+def record_denials(session: Session, denials: Mapping[tuple[str, str], str | None], now: float) -> None:
+    """Keep what scopes are entitled to: per dataset's name and scope's tag why it is denied, or None where it is not.
+
+    No window of what is denied is expected from `now` on, until it is not denied any more.
+    """
+    for (dataset, tag), detail in denials.items():
+        key = {"dataset_id": dataset_number(session, dataset), "scope_id": scope_number(session, tag)}
+        if detail is None:
+            session.change("grant", **key)
+        else:
+            session.change("deny", **key, now=int(now), detail=detail[:_MAX_DETAIL_CHARACTERS])
+
+
+def denials(session: Session) -> tuple[Denial, ...]:
+    """What the scopes of the last listing are not entitled to, by dataset."""
+    return tuple(Denial(*row) for row in session.rows("denied"))
+
+
 def outstanding_windows(
     session: Session, *, dataset: str, width_seconds: int, tags: Sequence[str], starts: range
-) -> dict[str, list[int]]:
-    """Of the windows `starts`, those that each scope is expected to have and has not, oldest first.
+) -> dict[str, list[range]]:
+    """Of the windows `starts`, those that each scope is expected to have and has not: runs without a gap, oldest first.
 
     A scope that is seen for the first time is expected to have all of `starts`. One whose windows had another width
     before is expected from the end of the last of those on, and no further in that width: two widths must never
@@ -58,7 +90,7 @@ def outstanding_windows(
     no data for any more are left out.
     """
     dataset_id = dataset_number(session, dataset)
-    outstanding: dict[str, list[int]] = {}
+    outstanding: dict[str, list[range]] = {}
     for tag in tags:
         key = {"dataset_id": dataset_id, "scope_id": scope_number(session, tag), "width_seconds": width_seconds}
         other_width_until = session.number("end_of_other_widths", **key)
@@ -66,9 +98,20 @@ def outstanding_windows(
         expected_from = session.number("expect", **key, from_start=starts.start, not_before=not_before)
         session.change("end_other_expectations", **key, until=expected_from)
         wanted = range(max(starts.start, expected_from), starts.stop, width_seconds)
-        settled = {start for (start,) in session.rows("settled_starts", **key, since=starts.start)}
-        outstanding[tag] = [start for start in wanted if start not in settled]
+        settled = sorted(start for (start,) in session.rows("settled_starts", **key, since=starts.start))
+        outstanding[tag] = _runs_without(wanted, settled)
     return outstanding
+
+
+def _runs_without(wanted: range, settled: Sequence[int]) -> list[range]:
+    """What is left of a run without these, which are ascending: a year of minutes stays one value."""
+    runs: list[range] = []
+    first = wanted.start
+    for start in settled:
+        if start in wanted:
+            runs.append(range(first, start, wanted.step))
+            first = start + wanted.step
+    return [run for run in (*runs, range(first, wanted.stop, wanted.step)) if run]
 
 
 def scope_number(session: Session, tag: str) -> int:

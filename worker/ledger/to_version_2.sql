@@ -79,3 +79,11 @@ ORDER BY old.bucket_id, old.destination_id;
 
 DROP TABLE delivery_1;
 DROP TABLE destination_1;
+
+CREATE TABLE denial (
+    dataset_id INTEGER NOT NULL REFERENCES dataset (id),
+    scope_id   INTEGER NOT NULL REFERENCES scope (id),
+    denied_at  INTEGER NOT NULL,  -- unix seconds, of the first look that found it so
+    detail     TEXT NOT NULL,     -- bounded text
+    PRIMARY KEY (dataset_id, scope_id)
+) STRICT, WITHOUT ROWID;

@@ -62,7 +62,7 @@ class Metrics:
     datasets:       the same for datasets.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - a list of what there is
         self,
         clock: Clock,
         health: Health,
@@ -107,10 +107,16 @@ class Metrics:
             "Captured buckets that Cloudflare answered differently for when it was asked again; they stay as captured.",
             ("dataset",),
         )
+        self.collect_folded_rows_total = self._new(
+            Counter,
+            "cfrw_collect_folded_rows_total",
+            "Combinations of label values beyond a dataset's top that were summed up in the labels `other`.",
+            ("dataset",),
+        )
         self.newest_captured_window_end_timestamp_seconds = self._new(
             Gauge,
             "cfrw_newest_captured_window_end_timestamp_seconds",
-            "End of the newest window that was captured, of any zone.",
+            "End of the newest window that was captured, of any zone or account.",
             ("dataset",),
         )
         self.missing_windows = self._new(
@@ -321,6 +327,7 @@ class Metrics:
         self.collect_captured_buckets_total.labels(dataset)
         self.collect_captured_samples_total.labels(dataset)
         self.collect_drifted_buckets_total.labels(dataset)
+        self.collect_folded_rows_total.labels(dataset)
         self.newest_captured_window_end_timestamp_seconds.labels(dataset)
 
     def _start_destination(self, name: str) -> None:

@@ -213,4 +213,4 @@ async def test_a_window_with_no_data_left_is_not_asked_for_again(ledger: Ledger)
         starts=range(T0, T0 + 3 * HOUR, HOUR),
     )
 
-    assert outstanding == {tag(1): [T0 + HOUR, T0 + 2 * HOUR]}
+    assert outstanding == {tag(1): [range(T0 + HOUR, T0 + 3 * HOUR, HOUR)]}

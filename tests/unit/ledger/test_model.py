@@ -199,7 +199,9 @@ class Verbs(RuleBasedStateMachine):
             else:
                 model.drifted.add(key)
                 expected.update(drifted=1)
-        assert told == Captured(**{name: expected[name] for name in ("buckets", "samples", "unchanged", "drifted")})
+        assert told == Captured(
+            expected["buckets"], expected["samples"], expected["unchanged"], expected["drifted"], by_dataset={}
+        )
 
     @rule(zone=st.sampled_from(ZONES), minutes=minutes_of_capture, reason=st.sampled_from(HoleReason))
     def record_holes(self, zone: int, minutes: list[int], reason: HoleReason) -> None:

@@ -14,7 +14,9 @@ async def outstanding(ledger: Ledger, zone: int, starts: range) -> list[int]:
     windows = await ledger.write(
         outstanding_windows, dataset=DATASET, width_seconds=starts.step, tags=[tag(zone)], starts=starts
     )
-    return windows[tag(zone)]
+    runs = windows[tag(zone)]
+    assert all(before.stop < after.start for before, after in itertools.pairwise(runs))
+    return [start for run in runs for start in run]
 
 
 def capture_run(zone: int, starts: range) -> list[Bucket]:
@@ -94,7 +96,7 @@ async def test_another_dataset_has_expectations_of_its_own(ledger: Ledger) -> No
         outstanding_windows, dataset="other", width_seconds=MINUTE, tags=[tag(1)], starts=range(T0, T0 + 120, MINUTE)
     )
 
-    assert windows == {tag(1): [T0, T0 + MINUTE]}
+    assert windows == {tag(1): [range(T0, T0 + 120, MINUTE)]}
 
 
 async def test_narrower_windows_begin_where_the_wider_ones_ended(ledger: Ledger) -> None:

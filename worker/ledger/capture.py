@@ -69,6 +69,7 @@ def capture(session: Session, buckets: Sequence[Bucket], now: float) -> Captured
     outcomes = {bucket.dataset: Counter[str]() for bucket in buckets}
     dataset_ids = {name: dataset_number(session, name) for name in {bucket.dataset for bucket in buckets}}
     scope_ids = {tag: scope_number(session, tag) for tag in {bucket.scope for bucket in buckets}}
+    first_id = 0
     for bucket in buckets:
         window = bucket.window
         outcome = outcomes[bucket.dataset]
@@ -81,7 +82,7 @@ def capture(session: Session, buckets: Sequence[Bucket], now: float) -> Captured
         series_ids = session.series.ids(bucket.series).tobytes()
         values = bucket.values.tobytes()
         seal = checksum(**key, timestamp_ms=bucket.timestamp_ms, series_ids=series_ids, values=values)
-        bucket_id = session.number(
+        bucket_id = session.add(
             "add_bucket",
             **key,
             timestamp_ms=bucket.timestamp_ms,
@@ -93,11 +94,13 @@ def capture(session: Session, buckets: Sequence[Bucket], now: float) -> Captured
         if not bucket_id:
             outcome[_compare(session, key, series_ids, values, now)] += 1
             continue
+        first_id = first_id or bucket_id
         outcome["buckets"] += 1
         outcome["samples"] += len(bucket.values)
-        session.change("close_hole", **key)
-        if bucket.values:
-            session.change("enqueue", **key, bucket_id=bucket_id, sample_count=len(bucket.values))
+    if first_id:
+        # Numbers are given in ascending order and never twice: from this one on, all are of this call.
+        session.change("close_holes", first_id=first_id)
+        session.change("enqueue", first_id=first_id)
     by_dataset = {name: _counted(outcome) for name, outcome in outcomes.items()}
     total = _counted(sum(outcomes.values(), Counter[str]()))
     return Captured(total.buckets, total.samples, total.unchanged, total.drifted, by_dataset)

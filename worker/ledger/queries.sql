@@ -73,15 +73,15 @@ INSERT INTO bucket
 VALUES
     (:dataset_id, :scope_id, :width_seconds, :start, :timestamp_ms, :captured_at, :series_ids, :sample_values, :checksum)
 ON CONFLICT DO NOTHING
-RETURNING id
 
 -- name: captured_content
 SELECT id, timestamp_ms, CAST(series_ids AS BLOB), CAST(sample_values AS BLOB), checksum FROM bucket
 WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds AND start = :start
 
--- name: close_hole
-DELETE FROM hole
-WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds AND start = :start
+-- name: close_holes
+DELETE FROM hole WHERE (dataset_id, scope_id, width_seconds, start) IN (
+    SELECT dataset_id, scope_id, width_seconds, start FROM bucket WHERE id >= :first_id
+)
 
 -- name: record_hole
 INSERT INTO hole (dataset_id, scope_id, width_seconds, start, reason, detail, attempts, attempted_at)
@@ -125,9 +125,11 @@ WHERE destination_id = :destination_id AND state = 'pending'
 -- name: enqueue
 INSERT INTO delivery (bucket_id, destination_id, state, segment, scope_id, start, window_end, sample_count)
 SELECT
-    :bucket_id, id, 'pending', :start - :start % max(:width_seconds, segment_seconds), :scope_id, :start,
-    :start + :width_seconds, :sample_count
-FROM destination WHERE gone_at IS NULL
+    bucket.id, destination.id, 'pending',
+    bucket.start - bucket.start % max(bucket.width_seconds, destination.segment_seconds),
+    bucket.scope_id, bucket.start, bucket.start + bucket.width_seconds, length(bucket.sample_values) / 8
+FROM bucket CROSS JOIN destination
+WHERE bucket.id >= :first_id AND length(bucket.sample_values) > 0 AND destination.gone_at IS NULL
 
 -- name: enqueue_ended_since
 INSERT INTO delivery (bucket_id, destination_id, state, segment, scope_id, start, window_end, sample_count)

@@ -48,7 +48,7 @@ class SeriesIndex:
         """The numbers of these label blocks, in order; a block that was never seen gets one."""
         known = self._id_of
         try:
-            return array(SERIES_ID_TYPE, [known[block] for block in blocks])
+            return array(SERIES_ID_TYPE, list(map(known.__getitem__, blocks)))
         except KeyError:
             return array(SERIES_ID_TYPE, [known.get(block) or self._look_up_or_add(block) for block in blocks])
 
@@ -120,6 +120,13 @@ class Session:
         """The only value of a named statement that yields an integer; no row and NULL count as 0."""
         value = self.value(query, **bindings)
         return value if isinstance(value, int) else 0
+
+    def add(self, query: str, **bindings: Value) -> int:
+        """Run a named statement that inserts a row; return its number, or 0 where it inserted none.
+
+        Without RETURNING, for which SQLite keeps a copy of every page that the statement changes.
+        """
+        return self._connection.last_insert_rowid() if self.change(query, **bindings) else 0
 
     def many(self, query: str, rows: Iterable[dict[str, Value]]) -> None:
         """Run a named statement for every row."""

@@ -126,4 +126,4 @@ class Batch:
     @property
     def sample_count(self) -> int:
         """How many samples its buckets hold together."""
-        return sum(bucket.sample_count for bucket in self.buckets)
+        return sum([len(bucket.values) for bucket in self.buckets]) // 8

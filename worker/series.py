@@ -33,8 +33,9 @@ class MetricMetadata:
     unit: str
 
 
+@lru_cache(maxsize=4096)
 def varint(number: int) -> bytes:
-    """An unsigned protobuf varint (little-endian base 128)."""
+    """An unsigned protobuf varint (little-endian base 128). Remembered: a request has the same few again and again."""
     if number < 0:
         message = f"{number} has no unsigned varint"
         raise ValueError(message)

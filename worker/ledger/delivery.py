@@ -156,6 +156,7 @@ def next_pending(
     layouts: set[bytes] = set()  # those whose series are all in it
     windowed: set[tuple[int, int]] = set()
     samples = 0
+    last_found_at: Sequence[int] = ()
     for *found_at, dataset_id, scope_id, width_seconds, start, timestamp_ms, series_ids, values, seal in session.rows(
         "pending",
         destination=destination,
@@ -184,7 +185,7 @@ def next_pending(
                 break
             if one_window_per_series and (scope_id, dataset_id) in windowed:
                 break
-        place = Position(*found_at)
+        last_found_at = found_at
         if intact and series_ids not in layouts:
             blocks = session.series.blocks(set(array(SERIES_ID_TYPE, series_ids)).difference(series))
             if blocks is None:
@@ -193,14 +194,14 @@ def next_pending(
                 series |= blocks
                 layouts.add(series_ids)
         if not intact:
-            damaged.append(place.bucket_id)
+            damaged.append(found_at[-1])
             continue
         windowed.add((scope_id, dataset_id))
         samples += len(values) // 8
-        buckets.append(StoredBucket(place.bucket_id, timestamp_ms, series_ids, values))
+        buckets.append(StoredBucket(found_at[-1], timestamp_ms, series_ids, values))
     if not buckets and not damaged:
         return None
-    return Pending(Batch(tuple(buckets), series), place, tuple(damaged))
+    return Pending(Batch(tuple(buckets), series), Position(*last_found_at), tuple(damaged))
 
 
 def still_pending(session: Session, destination: str, bucket_ids: Sequence[int]) -> bool:

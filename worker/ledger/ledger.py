@@ -10,6 +10,7 @@ Cancelling the caller does not cancel a verb that has begun: what it commits sta
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Concatenate, Literal, ParamSpec, Self, TypeVar
 
@@ -107,7 +108,22 @@ class Ledger:
                 self._thread.shutdown(wait=False)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+        """Run it in the ledger's thread, whatever becomes of the caller.
+
+        One callback brings the outcome back: the chain of `run_in_executor` and `shield` costs as much as the work.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            try:
+                tell = partial(answer.set_result, work())
+            except BaseException as error:  # noqa: BLE001 - for whoever waits
+                tell = partial(answer.set_exception, error)
+            loop.call_soon_threadsafe(lambda: answer.cancelled() or tell())
+
+        self._thread.submit(run)
+        return await answer
 
     def _transact(
         self,

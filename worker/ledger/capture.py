@@ -79,7 +79,7 @@ def capture(session: Session, buckets: Sequence[Bucket], now: float) -> Captured
             "width_seconds": window.width_seconds,
             "start": window.start,
         }
-        series_ids = session.series.ids(bucket.series).tobytes()
+        series_ids = session.series.packed_ids(bucket.series)
         values = bucket.values.tobytes()
         seal = checksum(**key, timestamp_ms=bucket.timestamp_ms, series_ids=series_ids, values=values)
         bucket_id = session.add(

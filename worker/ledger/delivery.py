@@ -329,7 +329,7 @@ def _json(bucket_ids: Iterable[int]) -> str:
 
 
 def _destination_number(session: Session, name: str) -> int:
-    number = session.number("destination_id", name=name)
+    number = session.number_of("destination_id", name)
     if not number:
         message = f"there is no destination {name!r}: it has to be registered first"
         raise LookupError(message)

@@ -141,7 +141,7 @@ class Ledger:
                 # SQLite has already rolled back after some errors (a full disk, an I/O error).
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
-                self._session.series.forget()
+                self._session.forget()
                 raise
             return result
 

@@ -116,7 +116,7 @@ def _runs_without(wanted: range, settled: Sequence[int]) -> list[range]:
 
 def scope_number(session: Session, tag: str) -> int:
     """The number of a scope; LookupError for one that no listing ever showed."""
-    number = session.number("scope_id", tag=tag)
+    number = session.number_of("scope_id", tag)
     if not number:
         message = f"no listing ever showed a zone or an account {tag}"
         raise LookupError(message)
@@ -125,4 +125,4 @@ def scope_number(session: Session, tag: str) -> int:
 
 def dataset_number(session: Session, name: str) -> int:
     """The number of a dataset; a name that was never seen gets one."""
-    return session.number("dataset_id", name=name) or session.number("add_dataset", name=name)
+    return session.number_of("dataset_id", name) or session.number("add_dataset", name=name)

@@ -22,6 +22,9 @@ Value: TypeAlias = int | float | str | bytes | None
 # More series than that work too; the ones remembered first are then looked up in the file again.
 _MAX_CACHED_SERIES = 100_000
 
+# The numbers of a bucket's series, packed, take 12 bytes a series with the tuple they belong to: 6 MB.
+_MAX_CACHED_PACKED = 500_000
+
 
 def _load_queries() -> MappingProxyType[str, str]:
     """The statements of queries.sql by the name in the `-- name:` line above each."""
@@ -43,6 +46,23 @@ class SeriesIndex:
         self._connection = connection
         self._id_of: dict[bytes, int] = {}
         self._block_of: dict[int, bytes] = {}
+        self._packed: dict[tuple[bytes, ...], bytes] = {}
+        self._packed_series = 0
+
+    def packed_ids(self, blocks: tuple[bytes, ...]) -> bytes:
+        """The numbers of these label blocks as a bucket's row has them.
+
+        Remembered for all of them together: window after window of a zone tends to have the same series.
+        """
+        packed = self._packed.get(blocks)
+        if packed is None:
+            packed = self.ids(blocks).tobytes()
+            self._packed_series += len(blocks)
+            if self._packed_series > _MAX_CACHED_PACKED:
+                self._packed.clear()
+                self._packed_series = len(blocks)
+            self._packed[blocks] = packed
+        return packed
 
     def ids(self, blocks: Sequence[bytes]) -> "array[int]":
         """The numbers of these label blocks, in order; a block that was never seen gets one."""
@@ -67,6 +87,8 @@ class SeriesIndex:
         """Drop what is remembered: after a rollback some of it is not in the file."""
         self._id_of.clear()
         self._block_of.clear()
+        self._packed.clear()
+        self._packed_series = 0
 
     def _look_up_or_add(self, block: bytes) -> int:
         row = self._connection.execute(QUERIES["series_by_labels"], (block,)).fetchone()
@@ -106,6 +128,7 @@ class Session:
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
         self.series = SeriesIndex(connection)
+        self._numbers: dict[tuple[str, str], int] = {}
 
     def rows(self, query: str, **bindings: Value) -> apsw.Cursor:
         """Run a named statement and iterate over its rows."""
@@ -120,6 +143,21 @@ class Session:
         """The only value of a named statement that yields an integer; no row and NULL count as 0."""
         value = self.value(query, **bindings)
         return value if isinstance(value, int) else 0
+
+    def number_of(self, query: str, name: str) -> int:
+        """The number that a named statement has for a name; 0 where there is none. Once there is, it never changes."""
+        known = self._numbers.get((query, name))
+        if known is None:
+            known = self._connection.execute(QUERIES[query], (name,)).get
+            if known is None:
+                return 0
+            self._numbers[query, name] = known
+        return known
+
+    def forget(self) -> None:
+        """Drop what is remembered: after a rollback some of it is not in the file."""
+        self._numbers.clear()
+        self.series.forget()
 
     def add(self, query: str, **bindings: Value) -> int:
         """Run a named statement that inserts a row; return its number, or 0 where it inserted none.

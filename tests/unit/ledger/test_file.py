@@ -170,8 +170,8 @@ async def test_the_settings_that_the_promises_rest_on_are_in_force(ledger: Ledge
         "mmap_size": 0,
         "page_size": 16_384,
         "auto_vacuum": 2,
-        "wal_autocheckpoint": 256,
-        "journal_size_limit": 8 * 2**20,
+        "wal_autocheckpoint": 1024,
+        "journal_size_limit": 32 * 2**20,
         "busy_timeout": 5000,
     }
 

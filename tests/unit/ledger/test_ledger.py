@@ -18,6 +18,7 @@ from tests.unit.ledger.fleet import (
 )
 from worker.errors import LedgerError, LedgerUnusableError
 from worker.ledger import Ledger, capture, file, present_scopes, prove_writable, record_scopes, register_destinations
+from worker.ledger.scopes import dataset_number
 from worker.ledger.session import Session
 
 
@@ -84,6 +85,18 @@ async def test_series_that_were_rolled_back_are_not_remembered(ledger: Ledger, p
     await reader.close()
     assert [untrue_samples(page.batch) for page in pages] == [[]]
     assert [page.damaged for page in pages] == [()]
+
+
+async def test_numbers_that_were_rolled_back_are_not_remembered(ledger: Ledger) -> None:
+    def verb(session: Session) -> None:
+        # Once to be given it, once to be remembered.
+        assert dataset_number(session, "one") == dataset_number(session, "one")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await ledger.write(verb)
+
+    assert await ledger.write(dataset_number, "another") != await ledger.write(dataset_number, "one")
 
 
 async def test_a_commit_that_fails_is_rolled_back_and_told(ledger: Ledger) -> None:

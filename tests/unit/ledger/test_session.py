@@ -45,6 +45,20 @@ def test_more_series_than_are_remembered_work_too(connection: apsw.Connection, m
     assert len(index._id_of) == len(index._block_of)
 
 
+def test_series_that_come_together_are_remembered_together_and_within_bounds(
+    connection: apsw.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_MAX_CACHED_PACKED", 10)
+    index = SeriesIndex(connection)
+    sets = [tuple(block(number) for number in range(first, first + 4)) for first in range(20)]
+
+    for _ in range(3):
+        for first, blocks in enumerate(sets):
+            assert array("I", index.packed_ids(blocks)).tolist() == list(range(first + 1, first + 5))
+            assert array("I", index.packed_ids(blocks[::-1])).tolist() == list(range(first + 4, first, -1))
+            assert sum(map(len, index._packed)) == index._packed_series <= 10
+
+
 def test_a_series_whose_row_is_damaged_is_neither_read_nor_written_under(connection: apsw.Connection) -> None:
     SeriesIndex(connection).ids([block(1), block(2)])
     connection.execute("UPDATE series SET checksum = checksum + 1 WHERE id = 2")

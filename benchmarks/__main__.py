@@ -183,6 +183,9 @@ def tables(results: Results) -> Iterator[str]:
     if results.decoding:
         cpu = median(each.cpu_seconds / each.samples for each in results.decoding) * _MILLION
         yield f"decoding Cloudflare's JSON: {cpu:.2f} s of CPU per million samples"
+        if DEFAULT in results.deliveries:
+            ours = median(each.take_in_cpu_seconds for each in results.deliveries[DEFAULT]) / millions
+            yield f"with it, to take in: {ours + cpu:.2f} (vmagent's figures include the decoding of what it is handed)"
     if results.startup:
         yield f"start-up to the first request: {median(results.startup):.2f} s"
     if results.fleet is not None:

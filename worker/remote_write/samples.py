@@ -84,10 +84,12 @@ def samples_by_series(batch: Batch) -> tuple[list[bytes], list[bytes]]:
 def repeated_timestamp_ms(buckets: Iterable[StoredBucket]) -> int | None:
     """The first timestamp of which some series has two samples in these buckets; None where there is none."""
     buckets = sorted(buckets, key=_timestamp_ms)
-    # Buckets with the same series, or with none in common: then a look at each kind is enough.
+    # Mostly, buckets have the same series, or none in common: then a look at one of each kind is enough.
     kinds = {bucket.series_ids: bucket for bucket in buckets}
-    if _are_distinct([(bucket.series_ids, bucket.timestamp_ms) for bucket in buckets]) and _are_distinct(
-        _series_ids(kinds.values())
+    if (
+        len(kinds) <= len(buckets) // 2
+        and _are_distinct([(bucket.series_ids, bucket.timestamp_ms) for bucket in buckets])
+        and _are_distinct(_series_ids(kinds.values()))
     ):
         return None
     for timestamp_ms, at_once in groupby(buckets, key=_timestamp_ms):

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from tests.unit.remote_write.batches import START_MS, batch, batches, bucket, samples_of
 from worker.buckets import Batch, StoredBucket
 from worker.remote_write.proto.remote_write_v1_pb2 import TimeSeries
-from worker.remote_write.samples import ORDINARY_NAN, SAMPLE_BYTES, STALE_MARKER, samples_by_series
+from worker.remote_write.samples import (
+    ORDINARY_NAN,
+    SAMPLE_BYTES,
+    STALE_MARKER,
+    repeated_timestamp_ms,
+    samples_by_series,
+)
 from worker.series import label_block
 
 
@@ -79,6 +85,20 @@ def test_two_samples_of_one_series_and_timestamp_are_refused(first: list[int], s
     pair = batch(bucket(1, START_MS, first, [1.0] * len(first)), bucket(2, START_MS, second, [1.0] * len(second)))
     with pytest.raises(ValueError, match=f"a series has two samples at {START_MS} ms"):
         samples_by_series(pair)
+
+
+@pytest.mark.parametrize(
+    ("others", "repeated"),
+    [([3, 4], None), ([2, 3], START_MS + 1), ([4, 4], START_MS + 1), ([1, 2], START_MS + 1)],
+    ids=["none in common", "one in common", "one twice", "the same"],
+)
+def test_a_repeated_timestamp_is_found_among_many_buckets_of_few_layouts(
+    others: list[int], repeated: int | None
+) -> None:
+    many = [bucket(number, START_MS + 10 * number, [1, 2], [1.0, 2.0]) for number in range(5)]
+    many += [bucket(10 + number, START_MS + 1 + 10 * number, others, [1.0, 2.0]) for number in range(5)]
+    many.append(bucket(20, START_MS + 1, [1, 2], [1.0, 2.0]))
+    assert repeated_timestamp_ms(many) == repeated
 
 
 @pytest.mark.parametrize("second", [bucket(2, START_MS + 1, [2], [2.0]), bucket(2, START_MS + 1, [1, 2], [1.0, 2.0])])

@@ -177,6 +177,24 @@ def tables(results: Results) -> Iterator[str]:
             "",
         )
     yield ""
+    yield from _parts(results)
+    if results.lost:
+        yield "good samples lost of 9,999, when the receiver refuses the one that travels with them:"
+    for name, lost in results.lost.items():
+        yield _row(f"  {name}", f"{lost:,}")
+    for samples, rounds in results.backlogs.items():
+        cpu = median(each.drain_cpu_seconds for each in rounds) / samples * _MILLION
+        yield (
+            f"backlog of {samples:,} samples: {_drain_rate(samples, rounds):,.0f} samples/s, "
+            f"{cpu:.2f} s of CPU per million to drain, peak RSS {_peak_megabytes(rounds):.0f} MB"
+        )
+    yield ""
+    yield from _targets(results)
+
+
+def _parts(results: Results) -> Iterator[str]:
+    """What parts of the job cost by themselves."""
+    millions = results.load.samples / _MILLION
     if results.catching_up:
         cpu = median(each.cpu_seconds / each.samples for each in results.catching_up) * _MILLION
         yield f"capture, {WINDOWS_PER_QUERY} windows a transaction: {cpu:.2f} s of CPU per million samples"
@@ -195,18 +213,6 @@ def tables(results: Results) -> Iterator[str]:
             f"{results.fleet.rest_requests} REST requests in {measured.wall_seconds:.1f} s, "
             f"{measured.cpu_seconds:.1f} s of CPU, peak RSS {measured.peak_rss_bytes / _MILLION:.0f} MB"
         )
-    if results.lost:
-        yield "good samples lost of 9,999, when the receiver refuses the one that travels with them:"
-    for name, lost in results.lost.items():
-        yield _row(f"  {name}", f"{lost:,}")
-    for samples, rounds in results.backlogs.items():
-        cpu = median(each.drain_cpu_seconds for each in rounds) / samples * _MILLION
-        yield (
-            f"backlog of {samples:,} samples: {_drain_rate(samples, rounds):,.0f} samples/s, "
-            f"{cpu:.2f} s of CPU per million to drain, peak RSS {_peak_megabytes(rounds):.0f} MB"
-        )
-    yield ""
-    yield from _targets(results)
 
 
 def _targets(results: Results) -> Iterator[str]:

@@ -13,12 +13,12 @@ from functools import cached_property
 from itertools import islice
 
 from worker.buckets import Batch, Bucket, StoredBucket, Window
-from worker.cloudflare.catalogue import DATASETS
+from worker.cloudflare.catalogue import shipped
 from worker.cloudflare.scope import Zone
 from worker.ledger import Scope
 from worker.series import MetricMetadata, label_block
 
-DATASET = DATASETS["http_requests"]
+DATASET = shipped()["http_requests"]
 
 _METRICS = (
     *(total.metric for total in DATASET.totals),

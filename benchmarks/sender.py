@@ -26,7 +26,7 @@ from benchmarks.load import METADATA, Load
 from benchmarks.processes import Measured, Stopwatch
 from worker import __version__
 from worker.clock import ScaledClock, SystemClock
-from worker.cloudflare import DATASETS, ZONES_PER_QUERY, CloudflareApi
+from worker.cloudflare import ZONES_PER_QUERY, CloudflareApi, shipped
 from worker.collect import LOOP as COLLECT
 from worker.collect import Collector
 from worker.config import CloudflareSettings, DestinationSettings, Message
@@ -133,7 +133,7 @@ async def collect_once(api_url: str, token: str, path: Path, now: float) -> Meas
         api = CloudflareApi(api_url=api_url, token=token, clock=clock)
         collector = Collector(
             settings,
-            datasets=[DATASETS[name] for name in settings.datasets],
+            datasets=[shipped()["http_requests"]],
             max_ledger_bytes=2**40,
             api=api,
             ledger=ledger,

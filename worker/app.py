@@ -20,10 +20,11 @@ import apsw
 
 from worker import __version__
 from worker.clock import Clock
-from worker.cloudflare import DATASETS, Api, CloudflareApi
+from worker.cloudflare import Api, CloudflareApi
 from worker.collect import LOOP as COLLECT
 from worker.collect import Collector
 from worker.config import Settings
+from worker.datasets import catalogue_of, chosen_datasets
 from worker.errors import WorkerError
 from worker.health import Health
 from worker.ledger import Ledger, register_destinations
@@ -70,7 +71,9 @@ class Worker:
         """
         self.settings = settings
         self._clock = clock
-        # These two may refuse their settings: the lock on the ledger is taken when nothing can fail any more.
+        # These may refuse their settings: the lock on the ledger is taken when nothing can fail any more.
+        catalogue = catalogue_of(settings.cloudflare)
+        datasets = chosen_datasets(settings.cloudflare, catalogue)
         self.senders = [RemoteWriteClient(destination, clock) for destination in settings.destinations]
         self.api = CloudflareApi(
             api_url=settings.cloudflare.api_url,
@@ -86,11 +89,11 @@ class Worker:
             version=__version__,
             sqlite_version=apsw.sqlite_lib_version(),
             destinations=[destination.name for destination in settings.destinations],
-            datasets=settings.cloudflare.datasets,
+            datasets=[dataset.name for dataset in datasets],
         )
         self.collector = Collector(
             settings.cloudflare,
-            datasets=[DATASETS[name] for name in settings.cloudflare.datasets],
+            datasets=datasets,
             max_ledger_bytes=settings.ledger.max_bytes,
             api=self.api,
             ledger=self.ledger,
@@ -100,7 +103,7 @@ class Worker:
         )
         metadata = {
             metric.name: MetricMetadata(metric.help, metric.unit)
-            for dataset in DATASETS.values()
+            for dataset in catalogue.values()
             for metric, _ in dataset.metrics()
         }
         self.pushers = [

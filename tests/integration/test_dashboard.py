@@ -7,7 +7,7 @@ import httpx
 
 from tests.dashboard import Query, queries
 from tests.receivers import Labels, PrometheusServer
-from worker.cloudflare.catalogue import DATASETS
+from worker.cloudflare.catalogue import shipped
 
 HOUR = 3600
 WINDOWS = 24
@@ -17,7 +17,7 @@ ZONES = ("a.example", "b.example")
 def _traffic(first: int) -> dict[Labels, dict[int, float]]:
     """Two zones with different numbers in every hourly window, each stamped at its window's start."""
     series: dict[Labels, dict[int, float]] = {}
-    for dataset in DATASETS.values():
+    for dataset in shipped().values():
         for metric, broken_down in dataset.metrics():
             for factor, zone in enumerate(ZONES, start=1):
                 labels = {"__name__": metric.name, "zone": zone, "zone_id": f"id-{zone}"}

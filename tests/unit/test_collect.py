@@ -18,7 +18,6 @@ from pydantic import SecretStr
 from tests.clocks import JumpingClock
 from worker.buckets import final_window_starts
 from worker.cloudflare import (
-    DATASETS,
     Answered,
     Api,
     ApiFailure,
@@ -36,6 +35,7 @@ from worker.cloudflare import (
     Unmatched,
     Zone,
     ZoneList,
+    shipped,
 )
 from worker.cloudflare.quota import Lease
 from worker.collect import LOOP, Collector
@@ -149,18 +149,18 @@ class FakeCloudflare:
             bad = [start for start in starts if (each, start) in self.bad_windows]
             good = {start: self.samples(each, start) for start in starts if start not in bad}
             failed = [
-                Failed(DATASETS["http_requests"], each, range(start, start + 1), failure(self.bad_window_kind))
+                Failed(shipped()["http_requests"], each, range(start, start + 1), failure(self.bad_window_kind))
                 for start in bad
             ]
-            return [Answered(DATASETS["http_requests"], each, good), *failed] if good else list(failed)
+            return [Answered(shipped()["http_requests"], each, good), *failed] if good else list(failed)
         if fault.kind is ErrorKind.RETENTION and fault.bound_seconds is not None:
             lost = sum(start < self.clock.now() - fault.bound_seconds for start in starts)
             if 0 < lost < len(starts):
                 return [
                     *self._answers(each, starts[lost:], None),
-                    Failed(DATASETS["http_requests"], each, starts[:lost], fault),
+                    Failed(shipped()["http_requests"], each, starts[:lost], fault),
                 ]
-        return [Failed(DATASETS["http_requests"], each, starts, fault)]
+        return [Failed(shipped()["http_requests"], each, starts, fault)]
 
     def samples(self, each: Zone, start: int) -> Samples:
         numbers = range(self.samples_per_window)
@@ -229,7 +229,7 @@ def hole_reasons(session: Any, since: int) -> Counter[tuple[str, str, str]]:
 def new_collector(scene: Scene, settings: CloudflareSettings, max_ledger_bytes: int = 2**30) -> Collector:
     return Collector(
         settings,
-        datasets=[DATASETS["http_requests"]],
+        datasets=[shipped()["http_requests"]],
         max_ledger_bytes=max_ledger_bytes,
         api=cast(CloudflareApi, scene.api),
         ledger=scene.ledger,
@@ -675,7 +675,7 @@ async def test_only_windows_that_are_older_than_the_bound_are_given_up(
 
     async def failing_as_a_whole(*asked: Any) -> list[ScopeAnswer]:
         await fetch(*asked)
-        return [Failed(DATASETS["http_requests"], zone(1), asked[-1], bound)]
+        return [Failed(shipped()["http_requests"], zone(1), asked[-1], bound)]
 
     monkeypatch.setattr(scene.api, "fetch", failing_as_a_whole)
     assert not await scene.collect()

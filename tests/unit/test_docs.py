@@ -20,7 +20,7 @@ from starlette.routing import Route
 from worker import __version__
 from worker.cli import EXIT_INCOMPLETE, main
 from worker.clock import SystemClock
-from worker.cloudflare import DATASETS, ErrorKind
+from worker.cloudflare import ErrorKind, shipped
 from worker.config import (
     DESTINATION_KEYS,
     SECRET_FILE_KEYS,
@@ -294,7 +294,7 @@ def test_the_table_of_traffic_metrics_is_the_catalogue() -> None:
     ]
     assert documented == [
         (metric.name, ", ".join(labels), metric.unit, "yes" if metric.additive else "no", metric.help)
-        for dataset in DATASETS.values()
+        for dataset in shipped().values()
         for metric, labels in dataset.metrics()
     ]
 
@@ -345,7 +345,7 @@ def test_every_variable_that_a_document_names_exists(document: Path) -> None:
 
 @each_document
 def test_every_metric_that_a_document_names_exists(document: Path) -> None:
-    known = {metric.name for dataset in DATASETS.values() for metric, _ in dataset.metrics()}
+    known = {metric.name for dataset in shipped().values() for metric, _ in dataset.metrics()}
     for each in own_metrics():
         known.add(each.name)
         if each.kind == "histogram":

@@ -13,7 +13,6 @@ from tests.truth import expected_content
 from tests.unit.ledger.fleet import samples_of, whole_queue
 from tests.unit.test_collect import DELAY, HOUR, NOW, TOKEN, Scene, WallClock, a_scene, due, failure, scene, zone
 from worker.cloudflare import (
-    DATASETS,
     Answered,
     CloudflareApi,
     Dataset,
@@ -22,6 +21,7 @@ from worker.cloudflare import (
     ScopeAnswer,
     TokenRefused,
     Zone,
+    shipped,
 )
 from worker.ledger import HoleReason, drifted_buckets, present_scopes, register_destinations, scope_reports
 from worker.listing import REFRESH_SECONDS
@@ -137,9 +137,9 @@ async def test_a_clock_set_ahead_does_not_give_up_what_cloudflare_still_has(scen
     async def fetch(_datasets: Sequence[Dataset], _width: int, zones: list[Zone], starts: range) -> list[ScopeAnswer]:
         lost = [start for start in starts if start < right_now() - 4 * HOUR]
         if lost:
-            return [Failed(DATASETS["http_requests"], each, starts, bound) for each in zones]
+            return [Failed(shipped()["http_requests"], each, starts, bound) for each in zones]
         return [
-            Answered(DATASETS["http_requests"], each, {start: scene.api.samples(each, start) for start in starts})
+            Answered(shipped()["http_requests"], each, {start: scene.api.samples(each, start) for start in starts})
             for each in zones
         ]
 
@@ -162,9 +162,9 @@ def split(scene: Scene, bad: Zone, kind: ErrorKind, lost: slice) -> None:
         for each in zones:
             failed = starts[lost] if each == bad else starts[:0]
             good = {start: scene.api.samples(each, start) for start in starts if start not in failed}
-            answers += [Answered(DATASETS["http_requests"], each, good)] if good else []
+            answers += [Answered(shipped()["http_requests"], each, good)] if good else []
             answers += (
-                [Failed(DATASETS["http_requests"], each, failed, failure(kind, bound_seconds=60))] if failed else []
+                [Failed(shipped()["http_requests"], each, failed, failure(kind, bound_seconds=60))] if failed else []
             )
         return answers
 

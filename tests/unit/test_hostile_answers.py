@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from tests.clocks import ManualClock
 from tests.unit.cloudflare.fake import TOKEN, FakeCloudflare, error, refusal, zone
 from tests.unit.cloudflare.test_client import OK, answering, client
-from worker.cloudflare import DATASETS, ErrorKind, Failed
+from worker.cloudflare import ErrorKind, Failed, shipped
 from worker.cloudflare.client import Answer, CloudflareClient, Refused
 from worker.cloudflare.errors import classify
 from worker.config import BasicAuth, DestinationSettings, Message
@@ -101,7 +101,7 @@ async def test_a_bound_with_absurd_numbers_fails_the_zone_and_not_the_worker(mes
     cloudflare = FakeCloudflare(refuse=lambda _asked: refusal(error(text, path=["viewer", "zones", "0"])))
     api = cloudflare.api(clock)
     first = 1_749_999_600 // 60 * 60
-    answers = await api.fetch([DATASETS["http_requests"]], 60, [zone(1)], range(first, first + 300, 60))
+    answers = await api.fetch([shipped()["http_requests"]], 60, [zone(1)], range(first, first + 300, 60))
     assert answers
     assert all(isinstance(answer, Failed) for answer in answers)
     for answer in answers:

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from tests.unit.cloudflare.datasets import KV_STORED
 from tests.unit.cloudflare.fake import zone
-from worker.cloudflare import DATASETS, WINDOWS_PER_QUERY, Account, Dataset, Scope, Zone
+from worker.cloudflare import WINDOWS_PER_QUERY, Account, Dataset, Scope, Zone, shipped
 from worker.outstanding import Outstanding, Query, Runs, Worklist, next_round
 
 HOUR = 3600
-ROLLUPS = DATASETS["http_requests"]
+ROLLUPS = shipped()["http_requests"]
 
 
 def flat(runs: Runs) -> list[int]:

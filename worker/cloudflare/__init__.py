@@ -5,7 +5,19 @@ a value (`Failed`, `ApiFailure`, `TokenRefused`, ...), never an exception.
 """
 
 from worker.cloudflare.api import CloudflareApi
-from worker.cloudflare.catalogue import DATASETS, Breakdown, Dataset, Grain, Metric, ScopeKind, Total
+from worker.cloudflare.catalogue import (
+    Breakdown,
+    Catalogue,
+    Dataset,
+    Grain,
+    Metric,
+    ScopeKind,
+    Total,
+    dataset_groups,
+    extended,
+    select_datasets,
+    shipped,
+)
 from worker.cloudflare.client import OnRequest
 from worker.cloudflare.discovery import (
     TokenAccepted,
@@ -24,7 +36,6 @@ from worker.cloudflare.rows import Samples
 from worker.cloudflare.scope import Account, Scope, Zone
 
 __all__ = [
-    "DATASETS",
     "NODES_PER_QUERY",
     "WINDOWS_PER_QUERY",
     "ZONES_PER_QUERY",
@@ -33,6 +44,7 @@ __all__ = [
     "Api",
     "ApiFailure",
     "Breakdown",
+    "Catalogue",
     "CloudflareApi",
     "Dataset",
     "ErrorKind",
@@ -53,5 +65,9 @@ __all__ = [
     "Unmatched",
     "Zone",
     "ZoneList",
+    "dataset_groups",
+    "extended",
+    "select_datasets",
     "selects",
+    "shipped",
 ]

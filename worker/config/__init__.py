@@ -24,7 +24,6 @@ from worker.config.relabel_rules import RelabelRule
 from worker.config.secret_files import SecretFile, SecretFileError
 from worker.config.settings import (
     BUCKET_SECONDS,
-    KNOWN_DATASETS,
     CloudflareSettings,
     DestinationSettings,
     LedgerSettings,
@@ -39,7 +38,6 @@ from worker.config.settings import (
 __all__ = [
     "BUCKET_SECONDS",
     "DESTINATION_KEYS",
-    "KNOWN_DATASETS",
     "SECRET_FILE_KEYS",
     "SETTINGS",
     "Authorization",

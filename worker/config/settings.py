@@ -38,9 +38,6 @@ from worker.config.section import (
 )
 from worker.config.values import InvalidValueError
 
-KNOWN_DATASETS = ("http_requests",)
-"""What can be named in `CF_DATASETS`: the catalogue's names."""
-
 BUCKET_SECONDS = (60, 300, 900, 1800, 3600, 86400)
 """The widths of window that Cloudflare's rollups can be asked for."""
 
@@ -66,10 +63,11 @@ class CloudflareSettings(Section):
     exclude_zones: Annotated[tuple[str, ...], BeforeValidator(values.zone_list)] = ()
     """These zones (names or ids) are not collected."""
 
-    datasets: Annotated[tuple[str, ...], BeforeValidator(partial(values.names_among, known=KNOWN_DATASETS))] = (
-        "http_requests",
-    )
-    """Datasets of the catalogue that are collected."""
+    datasets: Annotated[tuple[str, ...], BeforeValidator(values.some_names)] = ("http_requests",)
+    """Datasets of the catalogue that are collected: names, and groups such as `zone`, `workers`, `storage` or `all`."""
+
+    catalogue: Annotated[Path | None, BeforeValidator(values.readable_file)] = None
+    """YAML file with datasets of your own, which are added to the catalogue or replace those of the same name."""
 
     bucket_seconds: Annotated[int, BeforeValidator(partial(values.one_of, allowed=BUCKET_SECONDS, unit="seconds"))] = (
         3600

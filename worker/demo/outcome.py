@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from worker.cloudflare import DATASETS
+from worker.cloudflare import shipped
 from worker.ledger import ScopeReport
 from worker.remote_write.decode import Labels, shown
 from worker.simulator.fleet import BucketTruth, Fleet, Zone
@@ -138,7 +138,7 @@ def comparison_line(receiver: str, comparison: Comparison) -> str:
 def _true_window(zone: Zone, truth: BucketTruth | None) -> Iterable[tuple[Labels, float]]:
     """The samples of one window: the simulator names its numbers like the metrics that must show them."""
     common = {"zone": zone.name, "zone_id": zone.tag, "account": zone.account.name}
-    for metric, labels in DATASETS[DATASET].metrics():
+    for metric, labels in shipped()[DATASET].metrics():
         number: Any = 0 if truth is None else getattr(truth, metric.name.removeprefix(_METRIC_PREFIX))
         if not labels:
             yield _labels(metric.name, common), float(number)

@@ -1,6 +1,6 @@
 import pytest
 
-from worker.cloudflare import DATASETS, Breakdown, Metric
+from worker.cloudflare import Breakdown, Metric, shipped
 from worker.cloudflare.catalogue import HTTP_REQUESTS
 from worker.series import LABEL_NAME, METRIC_NAME
 
@@ -33,7 +33,7 @@ def test_the_http_rollups_have_the_metrics_that_users_are_promised() -> None:
 
 def test_every_metric_and_label_has_a_valid_name_and_a_sentence_and_occurs_once() -> None:
     names = []
-    for dataset in DATASETS.values():
+    for dataset in shipped().values():
         for metric, labels in dataset.metrics():
             assert METRIC_NAME.fullmatch(metric.name)
             assert all(map(LABEL_NAME.fullmatch, labels))

@@ -3,10 +3,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from worker.cloudflare.catalogue import DATASETS
 from worker.config import (
     DESTINATION_KEYS,
-    KNOWN_DATASETS,
     SECRET_FILE_KEYS,
     SETTINGS,
     Authorization,
@@ -17,10 +15,10 @@ from worker.config import (
 )
 
 NAMES = """
-    CF_API_TOKEN CF_API_URL CF_ACCOUNTS CF_ZONES CF_EXCLUDE_ZONES CF_DATASETS CF_BUCKET_SECONDS CF_DELAY_SECONDS
-    CF_COLLECTION_INTERVAL_SECONDS CF_REPLAY_HOURS CF_BACKFILL_MAX_HOURS CF_SAMPLE_TIMESTAMP REMOTE_WRITE_URL
-    REMOTE_WRITE_USERNAME REMOTE_WRITE_PASSWORD REMOTE_WRITE_BEARER_TOKEN REMOTE_WRITE_TENANT LEDGER_PATH
-    LEDGER_RETENTION_HOURS LEDGER_MAX_BYTES LISTEN_ADDRESS LOG_LEVEL LOG_FORMAT
+    CF_API_TOKEN CF_API_URL CF_ACCOUNTS CF_ZONES CF_EXCLUDE_ZONES CF_DATASETS CF_CATALOGUE CF_BUCKET_SECONDS
+    CF_DELAY_SECONDS CF_COLLECTION_INTERVAL_SECONDS CF_REPLAY_HOURS CF_BACKFILL_MAX_HOURS CF_SAMPLE_TIMESTAMP
+    REMOTE_WRITE_URL REMOTE_WRITE_USERNAME REMOTE_WRITE_PASSWORD REMOTE_WRITE_BEARER_TOKEN REMOTE_WRITE_TENANT
+    LEDGER_PATH LEDGER_RETENTION_HOURS LEDGER_MAX_BYTES LISTEN_ADDRESS LOG_LEVEL LOG_FORMAT
 """
 ENVIRON = {
     "CF_API_TOKEN": "canary-token",
@@ -80,10 +78,6 @@ def test_defaults_are_written_as_users_would_write_them() -> None:
     assert defaults["remote_timeout"] == "30s"
     assert defaults["queue_config.min_backoff"] == "1s"
     assert defaults["tls_config.insecure_skip_verify"] == "false"
-
-
-def test_a_dataset_can_be_named_if_and_only_if_the_catalogue_has_it() -> None:
-    assert set(KNOWN_DATASETS) == set(DATASETS)
 
 
 def test_what_is_in_force_is_told_without_secrets() -> None:

@@ -8,7 +8,7 @@ import yaml
 
 from tests.clocks import ManualClock
 from tests.dashboard import dashboard, queries
-from worker.cloudflare.catalogue import DATASETS
+from worker.cloudflare.catalogue import shipped
 from worker.config import BUCKET_SECONDS
 from worker.health import Health
 from worker.observe import Metrics
@@ -22,7 +22,7 @@ def _panels() -> list[dict[str, Any]]:
 
 def _traffic_metrics() -> dict[str, bool]:
     """Name of every metric that is pushed, and whether it may be summed."""
-    return {metric.name: metric.additive for dataset in DATASETS.values() for metric, _ in dataset.metrics()}
+    return {metric.name: metric.additive for dataset in shipped().values() for metric, _ in dataset.metrics()}
 
 
 def _own_metrics() -> dict[str, tuple[str, ...]]:
@@ -48,7 +48,7 @@ def test_every_metric_in_it_exists() -> None:
 def test_every_label_in_it_exists() -> None:
     by_metric = {
         metric.name: {*labels, "zone", "zone_id", "account"}
-        for dataset in DATASETS.values()
+        for dataset in shipped().values()
         for metric, labels in dataset.metrics()
     } | {name: set(labels) for name, labels in _own_metrics().items()}
     for query in queries():

@@ -1,12 +1,11 @@
 """The catalogue: which datasets exist, how each is asked for, and which fields become which metrics and labels.
 
-Data only. A dataset is added by writing it down here; building its queries and decoding its answers follow from the
-description. Names of nodes, dimensions and fields are those of Cloudflare's GraphQL Analytics schema.
+Data only: the YAML files of this folder, and a file of the user's own. A dataset is added by writing it down there;
+building its queries and decoding its answers follow from the description. Names of nodes, dimensions and fields are
+those of Cloudflare's GraphQL Analytics schema.
 """
 
-from collections.abc import Mapping
-
-from worker.cloudflare.catalogue.http import HTTP_REQUESTS
+from worker.cloudflare.catalogue.load import Catalogue, extended, load, shipped
 from worker.cloudflare.catalogue.model import (
     Breakdown,
     Dataset,
@@ -18,14 +17,11 @@ from worker.cloudflare.catalogue.model import (
     Top,
     Total,
 )
-
-DATASETS: Mapping[str, Dataset] = {dataset.name: dataset for dataset in (HTTP_REQUESTS,)}
-"""Every dataset, by name."""
+from worker.cloudflare.catalogue.selection import dataset_groups, select_datasets
 
 __all__ = [
-    "DATASETS",
-    "HTTP_REQUESTS",
     "Breakdown",
+    "Catalogue",
     "Dataset",
     "Grain",
     "Label",
@@ -34,4 +30,16 @@ __all__ = [
     "TimeType",
     "Top",
     "Total",
+    "dataset_groups",
+    "extended",
+    "load",
+    "select_datasets",
+    "shipped",
 ]
+
+
+def __getattr__(name: str) -> Dataset:
+    """`HTTP_REQUESTS`, read when it is first asked for."""
+    if name == "HTTP_REQUESTS":
+        return shipped()["http_requests"]
+    raise AttributeError(name)

@@ -1,0 +1,44 @@
+"""Which datasets are meant by names of datasets and of groups. Pure."""
+
+from collections.abc import Sequence
+
+from worker.cloudflare.catalogue.load import ALL, Catalogue
+from worker.cloudflare.catalogue.model import Dataset
+from worker.cloudflare.catalogue.nodes import nearest
+from worker.errors import Mistake
+
+
+def dataset_groups(catalogue: Catalogue) -> tuple[str, ...]:
+    """Every group, in alphabetical order; `all` last."""
+    return (*sorted({group for dataset in catalogue.values() for group in dataset.groups}), ALL)
+
+
+def select_datasets(catalogue: Catalogue, names: Sequence[str], width_seconds: int) -> tuple[Dataset, ...] | Mistake:
+    """The datasets of these names and groups that have windows of this width, each once.
+
+    A dataset without such windows is left out where a group means it, and a mistake where it is named itself.
+    """
+    known = dataset_groups(catalogue)
+    if unknown := [name for name in names if name not in catalogue and name not in known]:
+        problem = f"unknown: {', '.join(name + nearest(name, [*catalogue, *known]) for name in unknown)}"
+        hint = f"groups are {', '.join(known)}; `cfrw datasets` lists all datasets"
+        return Mistake("CF_DATASETS", ", ".join(names), f"{problem}; {hint}")
+    for name in names:
+        if name in catalogue and width_seconds not in catalogue[name].widths_seconds:
+            widths = ", ".join(map(str, catalogue[name].widths_seconds))
+            problem = f"has no windows of {width_seconds} s (CF_BUCKET_SECONDS), only of {widths}"
+            return Mistake("CF_DATASETS", name, problem)
+    meant = {
+        dataset.name: dataset
+        for name in names
+        for dataset in ([catalogue[name]] if name in catalogue else _of_group(catalogue, name))
+        if width_seconds in dataset.widths_seconds
+    }
+    if not meant:
+        problem = f"no dataset of it has windows of {width_seconds} s (CF_BUCKET_SECONDS)"
+        return Mistake("CF_DATASETS", ", ".join(names), problem)
+    return tuple(meant.values())
+
+
+def _of_group(catalogue: Catalogue, group: str) -> list[Dataset]:
+    return [dataset for dataset in catalogue.values() if group in (ALL, *dataset.groups)]

@@ -18,6 +18,7 @@ from typing import TypeAlias
 import yaml
 
 from worker.cloudflare.catalogue.model import (
+    SAMPLE_INTERVAL,
     Breakdown,
     Dataset,
     Grain,
@@ -43,7 +44,7 @@ WIDTHS_SECONDS = (60, 300, 900, 1800, 3600, 86400)
 """The widths of windows that there are."""
 
 UNITS = (
-    *("bytes", "seconds", "GB-seconds", "pixels", "US dollars"),
+    *("bytes", "seconds", "GB-seconds", "US dollars", "ratio"),
     *(
         "requests",
         "subrequests",
@@ -57,9 +58,8 @@ UNITS = (
         "logins",
     ),
     *("errors", "disconnects", "challenges", "operations", "messages", "retries", "steps", "rows", "keys", "objects"),
-    *("uploads", "records", "files", "databases", "tokens", "neurons", "vectors", "vector dimensions", "workflows"),
-    *("packets", "checks", "failures", "reports", "conversions", "devices", "connections", "consumers", "ratio"),
-    *("measurements", "units", "minutes"),
+    *("uploads", "records", "files", "tokens", "neurons", "vectors", "vector dimensions", "units", "devices"),
+    *("packets", "checks", "failures", "reports", "measurements", "connections", "consumers"),
 )
 """What a metric may count."""
 
@@ -140,7 +140,8 @@ def load(text: str, file_name: str, *, beside: Catalogue = MappingProxyType({}))
         return tuple(reader.mistakes) or {}
     items = reader.mapping(root, "the catalogue")
     others = [dataset for name, dataset in beside.items() if name not in items]
-    file = _File(reader, metrics={metric.name for each in others for metric, _ in each.metrics()})
+    taken = {metric.name for each in others for metric, _ in each.metrics()}
+    file = _File(reader, metrics=taken | {metric.name for metric in SAMPLE_INTERVAL.values()})
     datasets = {name: file.dataset(item) for name, item in items.items()}
     file.check_groups(datasets, items, others)
     if reader.mistakes:

@@ -162,7 +162,8 @@ class Dataset:
     groups:        further names in CF_DATASETS that it is meant by, with others.
     labels:        what its rows are grouped by.
     where:         further conditions of the filter: its field and the value, which is put into the query as JSON.
-    top:           how many combinations of label values a bucket may have; None only without labels.
+    top:           how many combinations of label values a bucket may have; None without labels, and for states (no
+                   total is additive), whose rest cannot be summed up: there one page of rows is the bound.
     delay_seconds: how long after a window's end it is final, where it needs longer than others; None otherwise.
     is_sampled:    whether its rows tell how much they were sampled (`avg { sampleInterval }`).
     """

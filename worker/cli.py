@@ -30,7 +30,7 @@ from worker.app import Worker, stop_on_signals
 from worker.clock import SystemClock, wait_for_any
 from worker.config import Settings, describe, load_settings
 from worker.config.endpoints import listen_address
-from worker.datasets import catalogue_of, chosen_datasets
+from worker.datasets import DatasetListing, catalogue_of, chosen_datasets, list_datasets
 from worker.errors import LedgerHeldError, UsageError, WorkerError
 from worker.health import TokenState, Verdict
 from worker.ledger import (
@@ -177,6 +177,40 @@ def check(config_file: Path | None, *, config_only: bool, as_json: bool) -> None
         table.add_row(name, value)
     click.echo("The configuration is sound:")
     _console().print(table)
+
+
+@main.command()
+@_config
+@_json
+def datasets(config_file: Path | None, *, as_json: bool) -> None:
+    """List the catalogue: every dataset that can be collected, and whether it is."""
+    listed = list_datasets(config_file, os.environ)
+    if as_json:
+        _print_json(listed)
+        return
+    console = _console()
+    for scope in dict.fromkeys(each.scope for each in listed):
+        of_scope = [each for each in listed if each.scope == scope]
+        console.print(f"{len(of_scope)} datasets of {scope}s; * is collected\n", soft_wrap=True)
+        console.print(_listed(of_scope))
+        console.print("")
+    console.print("--json has their metrics", soft_wrap=True)
+
+
+def _listed(listed: Sequence[DatasetListing]) -> Table:
+    names = _words("dataset"), _text("groups"), _text("labels")
+    table = _table(*names, _number("metrics"), _text("widths"), _number("delay"))
+    for each in listed:
+        table.add_row(
+            f"{each.name}{'*' if each.is_collected else ''}",
+            # The scope is a group, too, and stands above the table.
+            ", ".join(group for group in each.groups if group != each.scope),
+            ", ".join(each.labels),
+            str(len(each.metrics)),
+            each.widths,
+            span(each.delay_seconds),
+        )
+    return table
 
 
 @main.command()

@@ -3,9 +3,53 @@
 Settings and the catalogue know nothing of each other; here they meet.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
 from worker.cloudflare import Catalogue, Dataset, extended, select_datasets
-from worker.config import CloudflareSettings
+from worker.config import BUCKET_SECONDS, CloudflareSettings, load_some
 from worker.errors import ConfigError, Mistake
+from worker.times import span
+
+
+@dataclass(frozen=True, slots=True)
+class MetricListing:
+    """A metric as `cfrw datasets --json` tells it."""
+
+    name: str
+    labels: tuple[str, ...]
+    unit: str
+    additive: bool
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetListing:
+    """A dataset as `cfrw datasets` tells it.
+
+    labels:        all that one or another of its metrics has.
+    keep:          how many combinations of labels keep their values in a window; None where they are not counted.
+    delay_seconds: how long after its end a window is taken to be final.
+    is_collected:  whether CF_DATASETS means it.
+    """
+
+    name: str
+    help: str
+    scope: str
+    groups: tuple[str, ...]
+    labels: tuple[str, ...]
+    keep: int | None
+    widths_seconds: tuple[int, ...]
+    delay_seconds: int
+    is_sampled: bool
+    is_collected: bool
+    metrics: tuple[MetricListing, ...]
+
+    @property
+    def widths(self) -> str:
+        """For people: `all`, or the widths that there are."""
+        return "all" if self.widths_seconds == BUCKET_SECONDS else ", ".join(map(span, self.widths_seconds))
 
 
 def catalogue_of(settings: CloudflareSettings) -> Catalogue:
@@ -15,7 +59,41 @@ def catalogue_of(settings: CloudflareSettings) -> Catalogue:
 
 def chosen_datasets(settings: CloudflareSettings, catalogue: Catalogue) -> tuple[Dataset, ...]:
     """The datasets to be collected; ConfigError where a name means none, or none at this width of windows."""
-    chosen = select_datasets(catalogue, settings.datasets, settings.bucket_seconds)
+    return _chosen(catalogue, settings.datasets, settings.bucket_seconds)
+
+
+def _chosen(catalogue: Catalogue, names: tuple[str, ...], width_seconds: int) -> tuple[Dataset, ...]:
+    chosen = select_datasets(catalogue, names, width_seconds)
     if isinstance(chosen, Mistake):
         raise ConfigError([chosen])
     return chosen
+
+
+def list_datasets(config_file: Path | None, environ: Mapping[str, str]) -> tuple[DatasetListing, ...]:
+    """The catalogue of this environment and file, neither of which has to be complete: no token is needed to look.
+
+    Those of zones come first. ConfigError with what is wrong in these settings, or in the user's own file.
+    """
+    names = ("CF_CATALOGUE", "CF_DATASETS", "CF_BUCKET_SECONDS", "CF_DELAY_SECONDS")
+    given = load_some(names, config_file, environ)
+    catalogue = extended(given["CF_CATALOGUE"])
+    collected = _chosen(catalogue, given["CF_DATASETS"], given["CF_BUCKET_SECONDS"])
+    zones_first = sorted(catalogue.values(), key=lambda dataset: dataset.scope, reverse=True)
+    return tuple(_listing(each, given["CF_DELAY_SECONDS"], is_collected=each in collected) for each in zones_first)
+
+
+def _listing(dataset: Dataset, delay_seconds: int, *, is_collected: bool) -> DatasetListing:
+    metrics = tuple(MetricListing(each.name, of, each.unit, each.additive, each.help) for each, of in dataset.metrics())
+    return DatasetListing(
+        name=dataset.name,
+        help=dataset.help,
+        scope=dataset.scope,
+        groups=dataset.groups,
+        labels=tuple(dict.fromkeys(label for metric in metrics for label in metric.labels)),
+        keep=None if dataset.top is None else dataset.top.keep,
+        widths_seconds=dataset.widths_seconds,
+        delay_seconds=max(delay_seconds, dataset.delay_seconds or 0),
+        is_sampled=dataset.is_sampled,
+        is_collected=is_collected,
+        metrics=metrics,
+    )

@@ -18,7 +18,7 @@ from worker.config.authentication import (
     SigV4Settings,
 )
 from worker.config.connection import ProxySettings, TlsSettings
-from worker.config.load import load_settings
+from worker.config.load import load_settings, load_some
 from worker.config.names import DESTINATION_KEYS, SECRET_FILE_KEYS, SETTINGS, Setting, describe
 from worker.config.relabel_rules import RelabelRule
 from worker.config.secret_files import SecretFile, SecretFileError
@@ -67,4 +67,5 @@ __all__ = [
     "TlsSettings",
     "describe",
     "load_settings",
+    "load_some",
 ]

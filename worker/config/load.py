@@ -1,7 +1,7 @@
 """From the environment and the file to `Settings`, or to the one error that tells every mistake in them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,21 @@ def load_settings(config_file: Path | None, environ: Mapping[str, str]) -> Setti
     return _assemble(parsed, labelled, _replaced(given, file))
 
 
+def load_some(names: Collection[str], config_file: Path | None, environ: Mapping[str, str]) -> Mapping[str, Any]:
+    """The values of these settings by their names, whether or not others are given; ConfigError with their mistakes."""
+    mistakes = Mistakes()
+    file: Mapping[str, object] = {}
+    directory = Path()
+    if config_file is not None:
+        file = read_file(config_file, mistakes, own_placeholders=_OWN_PLACEHOLDERS) or {}
+        directory = config_file.parent
+    wanted = [setting for setting in SETTINGS if setting.name in names]
+    given = {setting.name: _look_up(setting, environ, file, directory, mistakes) for setting in wanted}
+    parsed = _parse(given, mistakes, complete=True)
+    mistakes.raise_any(lambda mistake: _place(mistake, str(config_file)))
+    return parsed
+
+
 def _look_up(
     setting: Setting, environ: Mapping[str, str], file: Mapping[str, object], directory: Path, mistakes: Mistakes
 ) -> Given | None:
@@ -97,9 +112,9 @@ def _refuse_unknown_keys(file: Mapping[str, object], mistakes: Mistakes) -> None
 
 
 def _parse(given: Mapping[str, Given | None], mistakes: Mistakes, *, complete: bool) -> dict[str, Any]:
-    """The values of all settings that are as they should be, by name; the default where nothing is given."""
+    """The values of these settings that are as they should be, by name; the default where nothing is given."""
     parsed: dict[str, Any] = {}
-    for setting in SETTINGS:
+    for setting in (setting for setting in SETTINGS if setting.name in given):
         found = given[setting.name]
         if found is not None:
             if found.value is not None:

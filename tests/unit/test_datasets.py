@@ -1,0 +1,117 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from pydantic import SecretStr
+
+from worker.cli import main
+from worker.cloudflare import shipped
+from worker.config import CloudflareSettings
+from worker.datasets import catalogue_of, chosen_datasets
+from worker.errors import ConfigError
+
+OWN = """
+own_requests:
+  help: Requests of mine.
+  scope: zone
+  groups: [own]
+  node: httpRequestsAdaptiveGroups
+  times: [datetimeMinute]
+  time_filter: datetimeMinute
+  metrics:
+    own_requests: {field: count, unit: requests, help: Requests in the window.}
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    file = tmp_path / "own.yaml"
+    file.write_text(OWN)
+    return file
+
+
+def cfrw(*arguments: str, **environ: str | None) -> Result:
+    names = ("CF_CATALOGUE", "CF_DATASETS", "CF_BUCKET_SECONDS", "CF_DELAY_SECONDS")
+    return CliRunner().invoke(main, ["datasets", *arguments], env=dict.fromkeys(names) | environ)
+
+
+def listed(*arguments: str, **environ: str) -> dict[str, dict[str, Any]]:
+    result = cfrw("--json", *arguments, **environ)
+    assert result.exit_code == 0, result.output
+    return {each["name"]: each for each in json.loads(result.stdout)}
+
+
+def test_the_list_has_every_dataset_once_and_marks_what_is_collected() -> None:
+    lines = cfrw().stdout.splitlines()
+    names = [line.split()[0] for line in lines if line.endswith(("m", "h"))]
+    assert sorted(name.removesuffix("*") for name in names) == sorted(shipped())
+    assert [name for name in names if name.endswith("*")] == ["http_requests*"]
+    [row] = [line.split() for line in lines if line.startswith("http_cache_status ")]
+    assert row == ["http_cache_status", "http", "cache_status", "5", "all", "10m"]
+    [row] = [line.split() for line in lines if line.startswith("durable_objects_storage ")]
+    assert row[-4:] == ["1", "1h,", "1d", "10m"]
+
+
+def test_the_json_tells_all_of_a_dataset_and_the_delay_that_is_in_force() -> None:
+    found = listed(CF_DATASETS="ai,http_methods", CF_DELAY_SECONDS="900")
+    assert {name for name, each in found.items() if each["is_collected"]} == {
+        *("ai_gateway_requests", "ai_gateway_statuses", "workers_ai", "workers_ai_errors", "http_methods")
+    }
+    assert found["http_methods"] == {
+        "name": "http_methods",
+        "help": "Requests by HTTP method.",
+        "scope": "zone",
+        "groups": ["zone", "http"],
+        "labels": ["method"],
+        "keep": 50,
+        "widths_seconds": [60, 300, 900, 1800, 3600, 86400],
+        "delay_seconds": 900,
+        "is_sampled": True,
+        "is_collected": True,
+        "metrics": found["http_methods"]["metrics"],
+    }
+    assert found["http_methods"]["metrics"][0] == {
+        "name": "cloudflare_zone_method_requests",
+        "labels": ["method"],
+        "unit": "requests",
+        "additive": True,
+        "help": "Requests of visitors in the window, by HTTP method.",
+    }
+    assert found["ai_gateway_requests"]["delay_seconds"] == 3600
+    assert found["http_requests"]["labels"][:2] == ["country", "status"]
+
+
+def test_a_file_of_ones_own_is_listed_and_can_be_chosen(own: Path, tmp_path: Path) -> None:
+    config = tmp_path / "cfrw.yaml"
+    config.write_text(f"cf_catalogue: {own}\ncf_datasets: [own]\n")
+    found = listed("--config", str(config))
+    assert [name for name, each in found.items() if each["is_collected"]] == ["own_requests"]
+    assert len(found) == len(shipped()) + 1
+
+
+def test_what_is_wrong_is_told_with_exit_code_2(own: Path, tmp_path: Path) -> None:
+    own.write_text(OWN.replace("scope: zone", "scope: zoen"))
+    result = cfrw(CF_CATALOGUE=str(own))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{own}:4 (given: zoen): scope must be one of zone, account (did you mean zone?)" in result.stderr
+    assert "unknown: https (did you mean http?)" in cfrw(CF_DATASETS="https").stderr
+    assert "CF_BUCKET_SECONDS (given: 61)" in cfrw(CF_BUCKET_SECONDS="61").stderr
+    assert "cannot be read: No such file" in cfrw("--config", str(tmp_path / "missing.yaml")).stderr
+
+
+def settings(**given: object) -> CloudflareSettings:
+    return CloudflareSettings.model_validate({"api_token": SecretStr("a"), **given})
+
+
+def test_the_chosen_datasets_are_those_of_the_settings(own: Path) -> None:
+    of_own = settings(catalogue=str(own), datasets=["own", "http_requests"], bucket_seconds=60)
+    catalogue = catalogue_of(of_own)
+    assert [each.name for each in chosen_datasets(of_own, catalogue)] == ["own_requests", "http_requests"]
+    with pytest.raises(ConfigError, match=r"own_requestz \(did you mean own_requests\?\)"):
+        chosen_datasets(settings(datasets=["own_requestz"]), catalogue)
+
+
+def test_without_a_choice_the_default_is_collected() -> None:
+    assert [each.name for each in chosen_datasets(settings(), shipped())] == ["http_requests"]

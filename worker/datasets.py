@@ -28,7 +28,7 @@ class MetricListing:
 class DatasetListing:
     """A dataset as `cfrw datasets` tells it.
 
-    labels:        all that one or another of its metrics has.
+    labels:        what its numbers are broken down by.
     keep:          how many combinations of labels keep their values in a window; None where they are not counted.
     delay_seconds: how long after its end a window is taken to be final.
     is_collected:  whether CF_DATASETS means it.
@@ -89,7 +89,7 @@ def _listing(dataset: Dataset, delay_seconds: int, *, is_collected: bool) -> Dat
         help=dataset.help,
         scope=dataset.scope,
         groups=dataset.groups,
-        labels=tuple(dict.fromkeys(label for metric in metrics for label in metric.labels)),
+        labels=(*(label.name for label in dataset.labels), *(item.label for item in dataset.breakdowns)),
         keep=None if dataset.top is None else dataset.top.keep,
         widths_seconds=dataset.widths_seconds,
         delay_seconds=max(delay_seconds, dataset.delay_seconds or 0),

@@ -194,7 +194,7 @@ def config_file(folder: Path, scene: Scene, **destination: object) -> Path:
 
 # --------------------------------------------------------------------------------------------------- help and usage
 
-COMMANDS = ("run", "check", "status", "resend", "simulate", "demo")
+COMMANDS = ("run", "check", "datasets", "status", "resend", "simulate", "demo")
 
 
 def test_without_a_command_the_help_is_shown() -> None:
@@ -570,7 +570,7 @@ def test_a_zone_that_has_disappeared_can_be_sent_again(scene: Scene) -> None:
         (["--since", "1h", "--until", "2999-01-01"], "--until 2999-01-01 is in the future"),
         (["--since", "1h", "--until", "soon"], "--until: 'soon' is no time"),
         (["--since", "1h", "--zone", "no-such-zone"], "--zone no-such-zone is not known"),
-        (["--since", "1h", "--dataset", "http_request"], "is not known; did you mean http_requests?"),
+        (["--since", "1h", "--dataset", "http_request"], "is not known; did you mean http_requests or "),
         (["--since", "1h", "--destination", "defualt"], "is not known; did you mean default?"),
     ],
 )

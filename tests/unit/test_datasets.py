@@ -49,7 +49,7 @@ def test_the_list_has_every_dataset_once_and_marks_what_is_collected() -> None:
     assert sorted(name.removesuffix("*") for name in names) == sorted(shipped())
     assert [name for name in names if name.endswith("*")] == ["http_requests*"]
     [row] = [line.split() for line in lines if line.startswith("http_cache_status ")]
-    assert row == ["http_cache_status", "http", "cache_status", "5", "all", "10m"]
+    assert row == ["http_cache_status", "http", "cache_status", "6", "all", "10m"]
     [row] = [line.split() for line in lines if line.startswith("durable_objects_storage ")]
     assert row[-4:] == ["1", "1h,", "1d", "10m"]
 

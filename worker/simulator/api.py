@@ -7,10 +7,11 @@ so a large one does not hold up the event loop that it shares with a worker.
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -22,17 +23,22 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from worker.clock import Clock
+from worker.cloudflare.catalogue import Dataset
 from worker.simulator import directory, wire
 from worker.simulator.directory import Envelope
-from worker.simulator.entitlements import ENTITLEMENTS, Entitlements, QueryLimits
+from worker.simulator.entitlements import ENTITLEMENTS, Entitlement, Entitlements, QueryLimits
+from worker.simulator.events import Events
 from worker.simulator.execution import Answer, Asked, World, execute
 from worker.simulator.faults import (
     ConnectionReset,
+    EntitlementChanged,
     Fault,
     Faults,
     FieldDenied,
+    FieldRemoved,
     GraphqlError,
     Incident,
+    OddRows,
     Surface,
     TokenRevoked,
     WireFault,
@@ -40,8 +46,12 @@ from worker.simulator.faults import (
     ZoneMissing,
 )
 from worker.simulator.fleet import Fleet, Zone
+from worker.simulator.groups import Sampling
+from worker.simulator.nodes import nodes_of, shipped_datasets
+from worker.simulator.oddities import has_rows, odd
 from worker.simulator.quota import Exceeded, Quota, QuotaLimits
 from worker.simulator.refusals import NO_ZONE, Details, Dialect, Refusal, RefusalKind, refusal, usual_path
+from worker.simulator.schema import schema_of
 from worker.simulator.settling import HoldUp, Settling
 from worker.simulator.stats import QueryRecord, Stats
 
@@ -66,6 +76,8 @@ class SimulatedApi:
     clock:        the API's time; give it the worker's own clock.
     tokens:       those that are accepted; each sees the whole fleet and has quotas of its own.
     settling:     how late traffic becomes visible.
+    datasets:     the catalogue whose nodes can be asked, besides the zones' rollups; without, the worker's own.
+    sampling:     how adaptive nodes thin out what they count; without, all numbers are exact.
     entitlements: what each plan may ask.
     limits:       what a query may ask.
     quota:        what a token may ask.
@@ -79,6 +91,8 @@ class SimulatedApi:
         *,
         tokens: Collection[str] = (ACCEPTED_BEARER,),
         settling: Settling | None = None,
+        datasets: Collection[Dataset] | None = None,
+        sampling: Sampling | None = None,
         entitlements: Entitlements = ENTITLEMENTS,
         limits: QueryLimits | None = None,
         quota: QuotaLimits | None = None,
@@ -90,6 +104,10 @@ class SimulatedApi:
         self._clock = clock
         self._tokens = frozenset(tokens)
         self._settling = settling or Settling()
+        nodes = nodes_of(shipped_datasets() if datasets is None else datasets)
+        self.events = Events(fleet, nodes)
+        self._schema = schema_of(nodes)
+        self._sampling = sampling
         self._entitlements = entitlements
         self._limits = limits or QueryLimits()
         self._quota = Quota(quota or QuotaLimits())
@@ -179,6 +197,9 @@ class SimulatedApi:
         fault = self.faults.take(lambda fault: isinstance(fault, GraphqlError) and _fits(fault, answer))
         if isinstance(fault, GraphqlError):
             answer = await asyncio.to_thread(self._failed, fault, query, world, answer)
+        fault = self.faults.take(lambda fault: isinstance(fault, OddRows) and has_rows(answer, fault))
+        if isinstance(fault, OddRows):
+            answer = replace(answer, data=odd(answer, fault))
         self.stats.queries.append(QueryRecord(now, answer.status, answer.asked))
         return _graphql_response(answer, now)
 
@@ -190,14 +211,14 @@ class SimulatedApi:
             made_up = refusal(fault.error, self._dialect)
         else:
             asked, zone_tag = target
-            path = usual_path(fault.error, asked.zone_tags.index(zone_tag), asked.key)
-            details = Details(zone_tag=zone_tag)
+            path = usual_path(fault.error, asked.scope_tags.index(zone_tag), asked.key, asked.path)
+            details = Details(zone_tag=zone_tag, scope=asked.scope)
             made_up = refusal(fault.error, self._dialect, path, node=asked.node, details=details)
         made_up = replace(made_up, message=fault.message or made_up.message, status=fault.status or made_up.status)
         if not fault.is_partial:
             return replace(_refused(made_up), asked=answer.asked)
-        partial = _execute(query, replace(world, blank_zones=frozenset({zone_tag})))
-        return replace(partial, status=made_up.status, refusals=(made_up,))
+        incomplete = _execute(query, replace(world, blank_scopes=frozenset({zone_tag})))
+        return replace(incomplete, status=made_up.status, refusals=(made_up,))
 
     def _world(self, token: str, now: float) -> World:
         hold_ups = tuple(
@@ -206,14 +227,19 @@ class SimulatedApi:
         )
         return World(
             fleet=self.fleet,
+            events=self.events,
+            schema=self._schema,
             now=now,
             settling=replace(self._settling, hold_ups=self._settling.hold_ups + hold_ups),
             zones={zone.tag: zone for zone in self._visible_zones(Surface.GRAPHQL)},
             entitlements=self._entitlements,
+            changes=_changes(self.faults.of_kind(EntitlementChanged)),
             denied_fields=frozenset(
                 (denied.zone, denied.node, denied.field) for denied in self.faults.of_kind(FieldDenied)
             ),
-            blank_zones=frozenset(),
+            removed_fields=frozenset((removed.node, removed.field) for removed in self.faults.of_kind(FieldRemoved)),
+            blank_scopes=frozenset(),
+            sampling=self._sampling,
             limits=self._limits,
             dialect=self._dialect,
             budget_left=self._quota.budget_left(token, now),
@@ -275,11 +301,11 @@ def _fits(fault: GraphqlError, answer: Answer) -> bool:
 
 
 def _target(fault: GraphqlError, answer: Answer) -> tuple[Asked, str] | None:
-    """The dataset and the tag of the zone that the fault is about, if the query asked for any."""
+    """The node and the tag of the zone or account that the fault is about, if the query asked for any."""
     for asked in answer.asked:
-        zone_tag = fault.zone or next(iter(asked.zone_tags), None)
-        if fault.node in {None, asked.node} and zone_tag in asked.zone_tags:
-            return asked, zone_tag
+        tag = fault.zone or next(iter(asked.scope_tags), "")
+        if fault.node in {None, asked.node} and tag in asked.scope_tags:
+            return asked, tag
     return None
 
 
@@ -287,6 +313,28 @@ def _changed(zone: Zone, change: ZoneChanged) -> Zone:
     return replace(
         zone, name=change.name or zone.name, plan=change.plan or zone.plan, status=change.status or zone.status
     )
+
+
+def _changes(
+    faults: Sequence[EntitlementChanged],
+) -> dict[tuple[str, str], Callable[[Entitlement], Entitlement]]:
+    """What is put up about each zone's or account's node, joined in order: the latest counts."""
+    by_node: dict[tuple[str, str], list[EntitlementChanged]] = {}
+    for fault in faults:
+        by_node.setdefault((fault.scope, fault.node), []).append(fault)
+    return {key: partial(_reentitled, several) for key, several in by_node.items()}
+
+
+def _reentitled(faults: Sequence[EntitlementChanged], entitlement: Entitlement) -> Entitlement:
+    for fault in faults:
+        given = {
+            name: value
+            for name in ("is_enabled", "max_duration_seconds", "not_older_than_seconds", "max_page_size", "max_fields")
+            if (value := getattr(fault, name)) is not None
+        }
+        denied_fields = entitlement.denied_fields.union(fault.denied_fields)
+        entitlement = replace(entitlement, denied_fields=denied_fields, **given)
+    return entitlement
 
 
 def _graphql_response(answer: Answer, now: float) -> Response:

@@ -5,7 +5,7 @@ would resolve every number of every row by itself: seconds for an answer that th
 answered whole or refused whole with its first error, as Cloudflare does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
@@ -31,11 +31,16 @@ from graphql import (
     validate,
 )
 
-from worker.simulator import filters, rollups
-from worker.simulator.entitlements import Entitlements, QueryLimits
-from worker.simulator.fleet import Fleet, Zone
+from worker.cloudflare.catalogue import ScopeKind
+from worker.simulator import filters, groups, rollups
+from worker.simulator.entitlements import PLAN_ORDER, Entitlement, Entitlements, QueryLimits, entitlement
+from worker.simulator.events import Events
+from worker.simulator.fleet import Fleet, Plan, Zone
+from worker.simulator.groups import Sampling
+from worker.simulator.nodes import COUNT, Node, Path
 from worker.simulator.refusals import Details, Dialect, Refusal, RefusalKind, RefusedError, refusal
-from worker.simulator.schema import ROLLUPS, SCHEMA, Rollup, available_fields
+from worker.simulator.rollups import Rollup
+from worker.simulator.schema import Schema, Source
 from worker.simulator.settling import Settling
 
 # One query text per dataset and width is what a worker sends.
@@ -47,36 +52,67 @@ _COST = 1
 class World:
     """All that an answer depends on besides the query.
 
+    events:         what happened besides the rollups.
+    schema:         what can be asked.
     zones:          those that the token may see, by tag.
-    entitlements:   by plan and dataset.
-    denied_fields:  (zone tag, dataset, field as `settings` lists it) that must not be selected.
-    blank_zones:    those whose datasets come back empty, whatever there is.
+    entitlements:   by plan and node.
+    changes:        what single zones and accounts have instead, by their tag and node; a function of what they had.
+    denied_fields:  (zone or account tag, node, field as `settings` lists it) that must not be selected.
+    removed_fields: (node, field) that do not exist any more; "" stands for the node itself.
+    blank_scopes:   the tags of those whose datasets come back empty, whatever there is.
+    sampling:       how adaptive nodes are thinned out; without, they count everything.
     budget_left:    how many queries the token has left.
     salt:           what the arbitrary order of rows and zones depends on.
     """
 
     fleet: Fleet
+    events: Events
+    schema: Schema
     now: float
     settling: Settling
     zones: Mapping[str, Zone]
     entitlements: Entitlements
+    changes: Mapping[tuple[str, str], Callable[[Entitlement], Entitlement]]
     denied_fields: frozenset[tuple[str, str, str]]
-    blank_zones: frozenset[str]
+    removed_fields: frozenset[tuple[str, str]]
+    blank_scopes: frozenset[str]
+    sampling: Sampling | None
     limits: QueryLimits
     dialect: Dialect
     budget_left: int
     salt: str
 
+    def entitlement(self, tag: str, plan: Plan, node: str) -> Entitlement:
+        """What a zone or an account may ask of a node now."""
+        usual = entitlement(self.entitlements, plan, node)
+        change = self.changes.get((tag, node))
+        return usual if change is None else change(usual)
+
+    def is_denied(self, tag: str, node: str, field_name: str, allowed: Entitlement) -> bool:
+        """Whether it must not select a field of a node that it may ask."""
+        return field_name in allowed.denied_fields or (tag, node, field_name) in self.denied_fields
+
+    def is_removed(self, node: str, field_name: str = "") -> bool:
+        """Whether the node, or one of its fields, is not there any more."""
+        return (node, field_name) in self.removed_fields
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One dataset that a query asked for: what, of which zones (answered or not), for which range of unix seconds."""
+    """One node that a query asked for: of which zones or accounts (answered or not), for which range of unix seconds.
+
+    key:   its field's key in the answer.
+    path:  of the list of zones or accounts in the answer.
+    scope: which of the two that is.
+    """
 
     node: str
     key: str
-    zone_tags: tuple[str, ...]
+    scope_tags: tuple[str, ...]
     start: int
     end: int
+    path: tuple[str, ...] = ("viewer", "zones")
+    scope: ScopeKind = ScopeKind.ZONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +132,7 @@ def execute(query: str, variables: Mapping[str, Any], operation_name: str | None
     """The answer to a query."""
     execution: _Execution | None = None
     try:
-        document = _checked_document(query)
+        document = _checked_document(query, world.schema)
         execution = _Execution(world, document, operation_name, variables)
         data = execution.data()
     except RefusedError as error:
@@ -108,9 +144,9 @@ def execute(query: str, variables: Mapping[str, Any], operation_name: str | None
 
 
 @lru_cache(_REMEMBERED_QUERIES)
-def _checked_document(query: str) -> DocumentNode:
+def _checked_document(query: str, schema: Schema) -> DocumentNode:
     document = parse(query, no_location=True)
-    errors = validate(SCHEMA, document)
+    errors = validate(schema.graphql, document)
     if errors:
         raise errors[0]
     return document
@@ -148,12 +184,13 @@ class _Execution:
             for definition in self.document.definitions
             if isinstance(definition, FragmentDefinitionNode)
         }
-        variables = get_variable_values(SCHEMA, operation.variable_definitions or (), dict(self.variable_values))
+        schema = self.world.schema.graphql
+        variables = get_variable_values(schema, operation.variable_definitions or (), dict(self.variable_values))
         if isinstance(variables, list):
             raise variables[0]
         self._variables = variables
         answer: dict[str, Any] = {}
-        for selected in self._selected([operation.selection_set], SCHEMA.query_type):
+        for selected in self._selected([operation.selection_set], schema.query_type):
             answer[selected.key] = _COST if selected.name == "cost" else self._viewer(selected)
         return answer
 
@@ -219,7 +256,7 @@ class _Execution:
         return answer
 
     def _accounts(self, accounts: _Selected) -> list[dict[str, Any]]:
-        visible = {zone.account.tag for zone in self.world.zones.values()}
+        visible = {account.tag for account in self.world.fleet.accounts}
         account_filter = accounts.arguments.get("filter")
         tags = sorted(visible) if account_filter is None else [account_filter["accountTag"]]
         path = ("viewer", accounts.key)
@@ -227,14 +264,27 @@ class _Execution:
             raise RefusedError(refusal(RefusalKind.ACCOUNT_UNAUTHORIZED, self.world.dialect, path))
         if len(tags) > 1:
             raise RefusedError(refusal(RefusalKind.TOO_MANY_NODES, self.world.dialect, path))
-        return [self._account(accounts, tag, (*path, str(index))) for index, tag in enumerate(tags)]
+        datasets = self._datasets(ScopeKind.ACCOUNT, accounts, tags, path)
+        return [self._account(accounts, tag, datasets, (*path, str(index))) for index, tag in enumerate(tags)]
 
-    def _account(self, account: _Selected, tag: str, path: tuple[str, ...]) -> dict[str, Any]:
+    def _account(
+        self, selected: _Selected, tag: str, datasets: Mapping[str, "_Dataset"], path: tuple[str, ...]
+    ) -> dict[str, Any]:
         zones = {zone.tag: zone for zone in self.world.zones.values() if zone.account.tag == tag}
-        return {
-            selected.key: tag if selected.name == "accountTag" else self._zones(selected, zones, (*path, selected.key))
-            for selected in account.below
-        }
+        plans = [zone.plan for zone in zones.values()]
+        account = _Scope(ScopeKind.ACCOUNT, tag, max(plans, key=PLAN_ORDER.index, default=Plan.FREE))
+        answer: dict[str, Any] = {}
+        for each in selected.below:
+            match each.name:
+                case "accountTag":
+                    answer[each.key] = tag
+                case "zones":
+                    answer[each.key] = self._zones(each, zones, (*path, each.key))
+                case "settings":
+                    answer[each.key] = _projected(self._settings(account), each.below)
+                case _:
+                    answer[each.key] = self._rows(datasets[each.key], account, (*path, each.key))
+        return answer
 
     def _zones(self, zones: _Selected, visible: Mapping[str, Zone], path: tuple[str, ...]) -> list[dict[str, Any]]:
         asked = _asked_tags(zones.arguments.get("filter") or {}, visible)
@@ -242,119 +292,149 @@ class _Execution:
         asked = asked[:limit]
         if len(asked) > self.world.limits.max_zones:
             raise RefusedError(refusal(RefusalKind.TOO_MANY_ZONES, self.world.dialect, path))
-        datasets = [selected for selected in zones.below if selected.name in ROLLUPS]
-        self._nodes += len(asked) * len(datasets)
-        if self._nodes > self.world.limits.max_nodes:
-            raise RefusedError(refusal(RefusalKind.TOO_MANY_NODES, self.world.dialect))
-        spans = {
-            selected.key: filters.spans(selected.arguments["filter"], ROLLUPS[selected.name].dimensions)
-            for selected in datasets
-        }
-        self.asked.extend(
-            Asked(selected.name, selected.key, tuple(asked), *self._range(spans[selected.key])) for selected in datasets
-        )
+        datasets = self._datasets(ScopeKind.ZONE, zones, asked, path)
         # A zone that the token cannot see is left out without a word; an index in a path counts in the list asked for.
         answers = [
-            self._zone(zones, visible[tag], spans, (*path, str(index)))
+            self._zone(zones, visible[tag], datasets, (*path, str(index)))
             for index, tag in enumerate(asked)
             if tag in visible
         ]
         return rollups.shuffled(answers, f"{self.world.salt}/zones")
 
     def _zone(
-        self,
-        zones: _Selected,
-        zone: Zone,
-        spans: Mapping[str, tuple[filters.Span, ...]],
-        path: tuple[str, ...],
+        self, selected: _Selected, zone: Zone, datasets: Mapping[str, "_Dataset"], path: tuple[str, ...]
     ) -> dict[str, Any]:
+        scope = _Scope(ScopeKind.ZONE, zone.tag, zone.plan)
         answer: dict[str, Any] = {}
-        for selected in zones.below:
-            match selected.name:
+        for each in selected.below:
+            match each.name:
                 case "zoneTag":
-                    answer[selected.key] = zone.tag
+                    answer[each.key] = zone.tag
                 case "settings":
-                    answer[selected.key] = _projected(self._settings(zone), selected.below)
-                case node:
-                    answer[selected.key] = self._rows(
-                        selected, ROLLUPS[node], zone, spans[selected.key], (*path, selected.key)
-                    )
+                    answer[each.key] = _projected(self._settings(scope), each.below)
+                case _:
+                    answer[each.key] = self._rows(datasets[each.key], scope, (*path, each.key))
         return answer
 
-    def _settings(self, zone: Zone) -> dict[str, Any]:
+    def _datasets(
+        self, kind: ScopeKind, scopes: _Selected, tags: Sequence[str], path: tuple[str, ...]
+    ) -> dict[str, "_Dataset"]:
+        """What is asked of every scope of a list, by key; counted against the ceiling."""
+        sources = self.world.schema.sources
+        found = {
+            each.key: _Dataset.of(each, sources[kind, each.name])
+            for each in scopes.below
+            if (kind, each.name) in sources
+        }
+        self._nodes += len(tags) * len(found)
+        if self._nodes > self.world.limits.max_nodes:
+            raise RefusedError(refusal(RefusalKind.TOO_MANY_NODES, self.world.dialect))
+        for dataset in found.values():
+            name = dataset.source.name
+            for field_name in ("", *dataset.fields):
+                if self.world.is_removed(name, field_name):
+                    message = f'unknown field "{field_name.rpartition("_")[2] or name}"'
+                    raise GraphQLError(message)
+        self.asked.extend(
+            Asked(dataset.source.name, key, tuple(tags), *self._range(dataset.spans), path, kind)
+            for key, dataset in found.items()
+        )
+        return found
+
+    def _settings(self, scope: "_Scope") -> dict[str, Any]:
         settings: dict[str, Any] = {}
-        for node, entitlement in self.world.entitlements[zone.plan].items():
-            fields = available_fields(ROLLUPS[node]) if entitlement.is_enabled else []
+        for (kind, node), source in self.world.schema.sources.items():
+            if kind is not scope.kind or self.world.is_removed(node):
+                continue
+            allowed = self.world.entitlement(scope.tag, scope.plan, node)
+            fields = source.fields if allowed.is_enabled else []
             settings[node] = {
-                "availableFields": [name for name in fields if (zone.tag, node, name) not in self.world.denied_fields],
-                "enabled": entitlement.is_enabled,
-                "maxDuration": entitlement.max_duration_seconds,
-                "maxNumberOfFields": entitlement.max_fields,
-                "maxPageSize": entitlement.max_page_size,
-                "notOlderThan": entitlement.not_older_than_seconds,
+                "availableFields": [
+                    name
+                    for name in fields
+                    if not self.world.is_denied(scope.tag, node, name, allowed)
+                    and not self.world.is_removed(node, name)
+                ],
+                "enabled": allowed.is_enabled,
+                "maxDuration": allowed.max_duration_seconds,
+                "maxNumberOfFields": allowed.max_fields,
+                "maxPageSize": allowed.max_page_size,
+                "notOlderThan": allowed.not_older_than_seconds,
             }
         return settings
 
-    def _rows(
-        self,
-        selected: _Selected,
-        rollup: Rollup,
-        zone: Zone,
-        spans: tuple[filters.Span, ...],
-        path: tuple[str, ...],
-    ) -> list[dict[str, Any]]:
-        self._check(selected, rollup, zone, spans, path)
-        if zone.tag in self.world.blank_zones:
+    def _rows(self, dataset: "_Dataset", scope: "_Scope", path: tuple[str, ...]) -> list[dict[str, Any]]:
+        self._check(dataset, scope, path)
+        if scope.tag in self.world.blank_scopes:
             return []
+        match dataset.source:
+            case Rollup() as rollup:
+                return self._rollup_rows(dataset, rollup, scope.tag)
+            case Node() as node:
+                return self._node_rows(dataset, node, scope.tag)
+
+    def _rollup_rows(self, dataset: "_Dataset", rollup: Rollup, zone_tag: str) -> list[dict[str, Any]]:
+        selected = dataset.selected
         orders = selected.arguments.get("orderBy") or []
         dimensions = list(dict.fromkeys([*selected.names_below("dimensions"), *rollups.ordering_dimensions(orders)]))
         found = rollups.rows(
             self.world.fleet,
-            zone.tag,
+            zone_tag,
             rollup,
-            spans,
+            dataset.spans,
             dimensions,
             now=self.world.now,
             settling=self.world.settling,
         )
-        page = rollups.ordered(found, orders, f"{self.world.salt}/{zone.tag}")[: selected.arguments["limit"]]
+        page = rollups.ordered(found, orders, f"{self.world.salt}/{zone_tag}")[: selected.arguments["limit"]]
         return [_projected(row, selected.below) for row in page]
 
-    def _check(
-        self,
-        selected: _Selected,
-        rollup: Rollup,
-        zone: Zone,
-        spans: tuple[filters.Span, ...],
-        path: tuple[str, ...],
-    ) -> None:
-        """Refuse what the zone may not ask of the dataset."""
+    def _node_rows(self, dataset: "_Dataset", node: Node, tag: str) -> list[dict[str, Any]]:
+        world, salt = self.world, f"{self.world.salt}/{tag}/{dataset.selected.key}"
+        stream = world.events.stream(tag, node)
+        events = [
+            event
+            for start, end in dataset.spans
+            for event in world.events.visible(stream, start, end, now=world.now, settling=world.settling)
+        ]
+        if dataset.conditions:
+            passed = groups.kinds_that(stream, node, dataset.conditions)
+            events = [event for event in events if event.kind in passed]
+        interval = 1
+        if world.sampling is not None:
+            interval = world.sampling.interval(sum(event.amount for event in events))
+            events = groups.thinned(events, interval, salt)
+        found = groups.rows(events, stream, node, dataset.columns, interval=interval)
+        page = groups.ordered(found, dataset.order, salt)[: dataset.selected.arguments["limit"]]
+        return [dataset.shaped(row) for row in page]
+
+    def _check(self, dataset: "_Dataset", scope: "_Scope", path: tuple[str, ...]) -> None:
+        """Refuse what the zone or account may not ask of the node."""
+        node = dataset.source.name
 
         def refuse(kind: RefusalKind, **details: Any) -> RefusedError:
-            return RefusedError(
-                refusal(kind, self.world.dialect, path, node=rollup.node, details=Details(zone_tag=zone.tag, **details))
-            )
+            about = Details(zone_tag=scope.tag, scope=scope.kind, **details)
+            return RefusedError(refusal(kind, self.world.dialect, path, node=node, details=about))
 
-        entitlement = self.world.entitlements[zone.plan][rollup.node]
-        if not entitlement.is_enabled:
+        allowed = self.world.entitlement(scope.tag, scope.plan, node)
+        if not allowed.is_enabled:
             raise refuse(RefusalKind.PATH_ACCESS)
-        fields = [f"{part.name}_{leaf.name}" for part in selected.below for leaf in part.below]
-        for name in fields:
-            if (zone.tag, rollup.node, name) in self.world.denied_fields:
+        for name in dataset.fields:
+            if self.world.is_denied(scope.tag, node, name, allowed):
                 raise refuse(RefusalKind.FIELD_ACCESS, field=name.rpartition("_")[2].lower())
-        if len(fields) > entitlement.max_fields:
-            raise refuse(RefusalKind.FIELD_COUNT, maximum=entitlement.max_fields)
-        if not 0 < selected.arguments["limit"] <= entitlement.max_page_size:
-            raise refuse(RefusalKind.PAGE_SIZE, maximum=entitlement.max_page_size)
-        start, end = self._range(spans)
-        if start < self.world.now - entitlement.not_older_than_seconds:
+        if len(dataset.fields) > allowed.max_fields:
+            raise refuse(RefusalKind.FIELD_COUNT, maximum=allowed.max_fields)
+        if not 0 < dataset.selected.arguments["limit"] <= allowed.max_page_size:
+            raise refuse(RefusalKind.PAGE_SIZE, maximum=allowed.max_page_size)
+        start, end = self._range(dataset.spans)
+        if start < self.world.now - allowed.not_older_than_seconds:
             raise refuse(
                 RefusalKind.RETENTION,
-                limit_seconds=entitlement.not_older_than_seconds,
+                limit_seconds=allowed.not_older_than_seconds,
                 asked_seconds=int(self.world.now) - start,
             )
-        if end - start > entitlement.max_duration_seconds:
-            raise refuse(RefusalKind.WINDOW, limit_seconds=entitlement.max_duration_seconds, asked_seconds=end - start)
+        if end - start > allowed.max_duration_seconds:
+            raise refuse(RefusalKind.WINDOW, limit_seconds=allowed.max_duration_seconds, asked_seconds=end - start)
 
     def _range(self, spans: tuple[filters.Span, ...]) -> tuple[int, int]:
         """From the start of the first span to the end of the last one, or to now where that has no end."""
@@ -363,6 +443,70 @@ class _Execution:
             return now, now
         end = spans[-1][1]
         return spans[0][0], now if end == filters.END_OF_TIME else end
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """The zone or the account that is asked."""
+
+    kind: ScopeKind
+    tag: str
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Dataset:
+    """One field of a list of zones or accounts that asks for rows.
+
+    spans:      the time that its filter lets through.
+    conditions: the rest of its filter.
+    fields:     what is selected, as `settings` lists it.
+    columns:    the dimensions and numbers that a row of a node needs, to be shown or to be ordered by.
+    order:      the places of the columns to order by, the one that counts most first, and whether downwards.
+    shape:      the objects of a row, each field's key with its column; an object without a name holds the row's own.
+    """
+
+    selected: _Selected
+    source: Source
+    spans: tuple[filters.Span, ...]
+    conditions: filters.Filter
+    fields: tuple[str, ...]
+    columns: tuple[Path, ...]
+    order: tuple[tuple[int, bool], ...]
+    shape: tuple[tuple[str, tuple[tuple[str, int, tuple[_Selected, ...]], ...]], ...]
+
+    @classmethod
+    def of(cls, selected: _Selected, source: Source) -> "_Dataset":
+        times, conditions = filters.divided(selected.arguments["filter"], source.widths)
+        columns: dict[Path, int] = {}
+        shape = []
+        for part in selected.below:
+            is_object = part.name != "count"
+            leaves: list[tuple[_Selected, Path]] = (
+                [(leaf, (part.name, leaf.name)) for leaf in part.below] if is_object else [(part, COUNT)]
+            )
+            placed = ((leaf.key, columns.setdefault(path, len(columns)), leaf.below) for leaf, path in leaves)
+            shape.append((part.key if is_object else "", tuple(placed)))
+        fields = tuple("_".join(path) for path in columns)
+        order = []
+        for each in selected.arguments.get("orderBy") or []:
+            name, _, direction = each.rpartition("_")
+            part, _, leaf = name.rpartition("_")
+            path = (part, leaf) if part else (COUNT if (name,) == COUNT else ("dimensions", name))
+            order.append((columns.setdefault(path, len(columns)), direction == "DESC"))
+        spans = filters.spans(times, source.widths)
+        return cls(selected, source, spans, conditions, fields, tuple(columns), tuple(order), tuple(shape))
+
+    def shaped(self, row: Sequence[Any]) -> dict[str, Any]:
+        """A row, by columns, as the query wants it."""
+        answer: dict[str, Any] = {}
+        for key, leaves in self.shape:
+            shown = {name: _projected(row[column], below) if below else row[column] for name, column, below in leaves}
+            if key:
+                answer[key] = shown
+            else:
+                answer |= shown
+        return answer
 
 
 def _asked_tags(zone_filter: Mapping[str, Any], visible: Mapping[str, Zone]) -> list[str]:

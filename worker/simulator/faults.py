@@ -84,7 +84,7 @@ class GraphqlError(_RequestFault, frozen=True, kw_only=True, tag="graphql_error"
     """An error of GraphQL's own, made up.
 
     error:      which.
-    zone:       only for queries that ask for this zone (its tag).
+    zone:       only for queries that ask for this zone, or this account (its tag).
     node:       only for queries that ask for this dataset.
     status:     the HTTP status, if not the usual one of that error.
     message:    the text, if not the usual one of that error.
@@ -97,6 +97,40 @@ class GraphqlError(_RequestFault, frozen=True, kw_only=True, tag="graphql_error"
     status: int | None = None
     message: str | None = None
     is_partial: bool = False
+
+
+class Oddity(StrEnum):
+    """What is wrong with rows."""
+
+    DUPLICATED = "duplicated"
+    """Every row comes twice."""
+
+    NOT_A_NUMBER = "not_a_number"
+    """One number of every row is written NaN, which JSON does not have."""
+
+    HUGE = "huge"
+    """One number of every row is 2^53 + 1, the first integer that a float64 does not hold."""
+
+    ENDLESS = "endless"
+    """One number of every row is 1e999, which a float64 takes for infinity."""
+
+    NEGATIVE = "negative"
+    """One number of every row is below 0."""
+
+    EMPTY = "empty"
+    """One object of every row is null, as the schema allows."""
+
+
+class OddRows(_RequestFault, frozen=True, kw_only=True, tag="odd_rows"):
+    """An answer whose rows are not what they should be; hits only answers that have rows.
+
+    scope: only the rows of this zone or account (its tag).
+    node:  only those of this node.
+    """
+
+    how: Oddity
+    scope: str | None = None
+    node: str | None = None
 
 
 class TokenRevoked(_RequestFault, frozen=True, kw_only=True, tag="token_revoked"):
@@ -120,11 +154,35 @@ class ZoneChanged(_Fault, frozen=True, kw_only=True, tag="zone_changed"):
 
 
 class FieldDenied(_Fault, frozen=True, kw_only=True, tag="field_denied"):
-    """A zone may not select a field, written as `settings` lists it: `sum_threats`, `sum_countryMap`."""
+    """A zone (or an account) may not select a field, written as `settings` has it: `sum_threats`, `sum_countryMap`."""
 
     zone: str
     node: str
     field: str
+
+
+class FieldRemoved(_Fault, frozen=True, kw_only=True, tag="field_removed"):
+    """A field of a node, written as `settings` lists it, or the node itself is in the schema no more, for anybody."""
+
+    node: str
+    field: str = ""
+
+
+class EntitlementChanged(_Fault, frozen=True, kw_only=True, tag="entitlement_changed"):
+    """A zone or an account may ask something else of a node than its plan says; what is not given stays.
+
+    scope:         its tag.
+    denied_fields: in addition to those that its plan denies; see `Entitlement` for the rest.
+    """
+
+    scope: str
+    node: str
+    is_enabled: bool | None = None
+    max_duration_seconds: int | None = None
+    not_older_than_seconds: int | None = None
+    max_page_size: int | None = None
+    max_fields: int | None = None
+    denied_fields: tuple[str, ...] = ()
 
 
 class Incident(_Fault, frozen=True, kw_only=True, tag="incident"):
@@ -143,12 +201,12 @@ class Incident(_Fault, frozen=True, kw_only=True, tag="incident"):
 
 
 WireFault = HttpStatus | Slow | TruncatedBody | MalformedJson | ConnectionReset | GzipBomb
-RequestFault = WireFault | GraphqlError | TokenRevoked
-WorldFault = ZoneMissing | ZoneChanged | FieldDenied | Incident
+RequestFault = WireFault | GraphqlError | OddRows | TokenRevoked
+WorldFault = ZoneMissing | ZoneChanged | FieldDenied | FieldRemoved | EntitlementChanged | Incident
 """What is so for every request as long as it is up."""
 Fault = RequestFault | WorldFault
 
-Kind = TypeVar("Kind", ZoneMissing, ZoneChanged, FieldDenied, Incident)
+Kind = TypeVar("Kind", ZoneMissing, ZoneChanged, FieldDenied, FieldRemoved, EntitlementChanged, Incident)
 
 
 class Faults:

@@ -1,17 +1,93 @@
-"""Which slices of time a query's filter lets through.
+"""What a query's filter lets through.
 
-A filter compares dimensions of time, each truncated to a width, and joins comparisons with AND and OR. All of that is
-sets of half-open spans of unix seconds, so this module only intersects and unites spans.
+A filter compares dimensions and joins comparisons with AND and OR. Those of time, each truncated to a width, are sets
+of half-open spans of unix seconds, so they only need intersecting and uniting (`spans`); all others are tested value by
+value (`accepts`). `divided` takes the two kinds apart.
 """
 
-from collections.abc import Iterable, Mapping
+import operator
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
+from graphql import GraphQLError
+
 Span = tuple[int, int]
+Filter = Mapping[str, Any]
 
 # Past the year 36,000: no upper bound was given.
 END_OF_TIME = 2**40
 _ALWAYS = ((0, END_OF_TIME),)
+
+
+def divided(whole: Filter, times: Collection[str]) -> tuple[Filter, Filter]:
+    """The part of a filter that is about the dimensions in `times`, and the part that is about others.
+
+    Both must hold. GraphQLError for an OR between the two kinds, which is not simulated.
+    """
+    parts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for name, value in whole.items():
+        if value is None:
+            continue
+        if name not in {"AND", "OR"}:
+            parts[name.partition("_")[0] not in times][name] = value
+            continue
+        below = [divided(each, times) for each in value]
+        if name == "OR" and any(time for time, _ in below) and any(other for _, other in below):
+            message = "OR between times and other dimensions is not simulated"
+            raise GraphQLError(message)
+        for place, part in enumerate(parts):
+            if any(each[place] for each in below):
+                part[name] = [each[place] for each in below]
+    return parts
+
+
+def accepts(other: Filter, values: Mapping[str, Any]) -> bool:
+    """Whether the filter, all of whose dimensions are among the values, lets them through."""
+    for name, wanted in other.items():
+        if name == "AND":
+            if not all(accepts(part, values) for part in wanted):
+                return False
+        elif name == "OR":
+            if not any(accepts(part, values) for part in wanted):
+                return False
+        else:
+            dimension, _, comparison = name.partition("_")
+            if not holds(comparison, values[dimension], wanted):
+                return False
+    return True
+
+
+def holds(comparison: str, value: Any, wanted: Any) -> bool:
+    """Whether a value compares so; KeyError for a comparison that there is not."""
+    return _COMPARISONS[comparison](value, wanted)
+
+
+@lru_cache(64)
+def _pattern(like: str) -> re.Pattern[str]:
+    """SQL's: a percent sign stands for any text, an underscore for one character."""
+    signs = {"%": ".*", "_": "."}
+    return re.compile("".join(signs.get(sign) or re.escape(sign) for sign in like), re.DOTALL)
+
+
+def _is_like(value: str, like: str) -> bool:
+    return _pattern(like).fullmatch(value) is not None
+
+
+# No comparison means equality.
+_COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "": operator.eq,
+    "neq": operator.ne,
+    "geq": operator.ge,
+    "gt": operator.gt,
+    "leq": operator.le,
+    "lt": operator.lt,
+    "in": lambda value, wanted: value in wanted,
+    "notin": lambda value, wanted: value not in wanted,
+    "like": _is_like,
+    "notlike": lambda value, like: not _is_like(value, like),
+}
 
 
 def spans(time_filter: Mapping[str, Any], widths: Mapping[str, int]) -> tuple[Span, ...]:

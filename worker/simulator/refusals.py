@@ -10,6 +10,8 @@ from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
 
+from worker.cloudflare.catalogue import ScopeKind
+
 NO_ZONE = "0" * 32
 """The tag in a message about a zone that a made-up error does not have."""
 
@@ -49,7 +51,8 @@ class RefusalKind(StrEnum):
 class Details:
     """What a message may have to name; a made-up error gets these defaults.
 
-    zone_tag:      the zone it is about.
+    zone_tag:      the zone or account it is about.
+    scope:         which of the two that is.
     field:         the field that is denied, in lower case.
     limit_seconds: how much time is allowed.
     asked_seconds: how much was asked.
@@ -57,6 +60,7 @@ class Details:
     """
 
     zone_tag: str = NO_ZONE
+    scope: ScopeKind = ScopeKind.ZONE
     field: str = "clientasn"
     limit_seconds: int = 86_400
     asked_seconds: int = 172_800
@@ -128,7 +132,7 @@ _FORMS = {
         "budget",
         "rate limiter budget depleted, please try again later",
     ),
-    RefusalKind.SCOPE_BUDGET: _Form("Zone {zone} has exceeded its rate limit", HTTPStatus.OK, "budget"),
+    RefusalKind.SCOPE_BUDGET: _Form("{Scope} {zone} has exceeded its rate limit", HTTPStatus.OK, "budget"),
     RefusalKind.TOO_MANY_NODES: _Form(
         "in combination, your request queries too many nodes, zones and accounts", HTTPStatus.TOO_MANY_REQUESTS, None
     ),
@@ -145,7 +149,7 @@ _FORMS = {
         "cannot request a time range wider than {limit}, but your query time range spans {asked}",
         HTTPStatus.BAD_REQUEST,
         "quota",
-        "query time range is too large for zone {zone}. "
+        "query time range is too large for {scope} {zone}. "
         "Time range can't be wider than {limit_seconds}s, but it's {asked_seconds}s",
     ),
     RefusalKind.PAGE_SIZE: _Form(
@@ -153,9 +157,9 @@ _FORMS = {
     ),
     RefusalKind.FIELD_COUNT: _Form("number of fields can't be more than {maximum}", HTTPStatus.BAD_REQUEST, "quota"),
     RefusalKind.TOO_MANY_ZONES: _Form("too many zones requested", HTTPStatus.OK, "quota"),
-    RefusalKind.PATH_ACCESS: _Form("zone '{zone}' does not have access to the path", HTTPStatus.FORBIDDEN, "authz"),
+    RefusalKind.PATH_ACCESS: _Form("{scope} '{zone}' does not have access to the path", HTTPStatus.FORBIDDEN, "authz"),
     RefusalKind.FIELD_ACCESS: _Form(
-        "zone '{zone}' does not have access to the field '{field}'", HTTPStatus.FORBIDDEN, "authz"
+        "{scope} '{zone}' does not have access to the field '{field}'", HTTPStatus.FORBIDDEN, "authz"
     ),
     RefusalKind.ZONE_UNAUTHORIZED: _Form(
         "zones [{zone}] are not authorized", HTTPStatus.FORBIDDEN, "authz", "requested zone is not authorized"
@@ -188,6 +192,8 @@ def refusal(
     template = form.earlier_message if is_earlier and form.earlier_message is not None else form.message
     message = template.format(
         zone=details.zone_tag,
+        scope=details.scope,
+        Scope=details.scope.capitalize(),
         field=details.field,
         limit=duration(details.limit_seconds),
         asked=duration(details.asked_seconds),
@@ -200,12 +206,17 @@ def refusal(
     return Refusal(message, HTTPStatus.OK if is_earlier else form.status, form.code, path)
 
 
-def usual_path(kind: RefusalKind, zone_index: int, key: str) -> tuple[str, ...] | None:
-    """The path that an error of this kind has: to the field `key` of one zone of the list, to the list, or none."""
+def usual_path(
+    kind: RefusalKind, index: int, key: str, scopes: tuple[str, ...] = ("viewer", "zones")
+) -> tuple[str, ...] | None:
+    """The path that an error of this kind has: to the field `key` of one element of the list, to the list, or none.
+
+    scopes: the path of the list of zones or accounts.
+    """
     if kind in _ABOUT_A_DATASET:
-        return ("viewer", "zones", str(zone_index), key)
+        return (*scopes, str(index), key)
     if kind in _ABOUT_ZONES:
-        return ("viewer", "zones")
+        return scopes
     return ("viewer", "accounts") if kind is RefusalKind.ACCOUNT_UNAUTHORIZED else None
 
 

@@ -1,4 +1,4 @@
-"""The rows of one dataset of one zone, as Cloudflare would show them at a given time.
+"""The HTTP rollups of a zone: what they consist of, and their rows as Cloudflare would show them at a given time.
 
 Groups what is visible by the dimensions that were asked for and gives it Cloudflare's field names. A slice of time in
 which nothing is visible has no row. Knows no GraphQL, no limits and no plan.
@@ -7,16 +7,96 @@ which nothing is visible has no row. Knows no GraphQL, no limits and no plan.
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from worker.simulator.filters import Span
 from worker.simulator.fleet import BucketTruth, Fleet
-from worker.simulator.schema import Rollup
 from worker.simulator.settling import Settling
 from worker.simulator.traffic import Tally, add
 
 Row = dict[str, Any]
+
+HOUR_SECONDS = 3_600
+DAY_SECONDS = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Rollup:
+    """One dataset of a zone whose rows are made in advance, per `width_seconds`.
+
+    name:          its field on `zone`.
+    width_seconds: of the finest rows it has.
+    widths:        what its rows can be grouped by: dimensions of time, each with the seconds that it is truncated to.
+    """
+
+    name: str
+    width_seconds: int
+    widths: Mapping[str, int]
+
+    @property
+    def type_name(self) -> str:
+        return f"Zone{self.name[0].upper()}{self.name[1:]}"
+
+    @property
+    def fields(self) -> list[str]:
+        """Every field in the form in which `settings` lists them, for example `sum_requests`."""
+        return sorted(
+            [
+                *(f"avg_{name}" for name in AVERAGES),
+                *(f"dimensions_{name}" for name in self.widths),
+                *(f"sum_{name}" for name in (*SUMS, *MAPS)),
+                "uniq_uniques",
+            ]
+        )
+
+
+ROLLUPS = {
+    rollup.name: rollup
+    for rollup in (
+        Rollup(
+            "httpRequests1mGroups",
+            60,
+            {
+                "date": DAY_SECONDS,
+                "datetime": 60,
+                "datetimeDay": DAY_SECONDS,
+                "datetimeFifteenMinutes": 900,
+                "datetimeFiveMinutes": 300,
+                "datetimeHalfOfHour": 1_800,
+                "datetimeHour": HOUR_SECONDS,
+                "datetimeMinute": 60,
+            },
+        ),
+        Rollup("httpRequests1hGroups", HOUR_SECONDS, {"date": DAY_SECONDS, "datetime": HOUR_SECONDS}),
+        Rollup("httpRequests1dGroups", DAY_SECONDS, {"date": DAY_SECONDS}),
+    )
+}
+
+AVERAGES = ("bytes", "edgeRequestBytes", "sampleInterval")
+SUMS = (
+    "bytes",
+    "cachedBytes",
+    "cachedRequests",
+    "edgeRequestBytes",
+    "encryptedBytes",
+    "encryptedRequests",
+    "pageViews",
+    "requests",
+    "threats",
+)
+MAPS: Mapping[str, Mapping[str, str]] = {
+    "browserMap": {"pageViews": "uint64", "uaBrowserFamily": "string"},
+    "clientHTTPVersionMap": {"clientHTTPProtocol": "string", "requests": "uint64"},
+    "clientSSLMap": {"clientSSLProtocol": "string", "requests": "uint64"},
+    "contentTypeMap": {"bytes": "uint64", "edgeResponseContentTypeName": "string", "requests": "uint64"},
+    "countryMap": {"bytes": "uint64", "clientCountryName": "string", "requests": "uint64", "threats": "uint64"},
+    "ipClassMap": {"ipType": "string", "requests": "uint64"},
+    "responseStatusMap": {"edgeResponseStatus": "uint64", "requests": "uint64"},
+    "threatPathingMap": {"requests": "uint64", "threatPathingName": "string"},
+}
 
 
 def rows(
@@ -31,7 +111,7 @@ def rows(
 ) -> list[Row]:
     """One row per combination of the dimensions' values that has anything to show at `now`, oldest first."""
     groups: defaultdict[tuple[int, ...], list[Tally]] = defaultdict(list)
-    widths = [rollup.dimensions[dimension] for dimension in dimensions]
+    widths = [rollup.widths[dimension] for dimension in dimensions]
     for first, end in spans:
         for start in range(first, min(end, int(now) + 1), rollup.width_seconds):
             tally = fleet.visible_tally(zone_tag, start, rollup.width_seconds, now=now, settling=settling)
@@ -42,7 +122,7 @@ def rows(
         truth = fleet.truth_of(zone_tag, add(tallies))
         if truth is not None:
             found.append(
-                _row(truth, {name: _text(name, start) for name, start in zip(dimensions, starts, strict=True)})
+                row(truth, {name: time_text(name, start) for name, start in zip(dimensions, starts, strict=True)})
             )
     return found
 
@@ -58,7 +138,7 @@ def ordered(found: Sequence[Row], orders: Sequence[str], salt: str) -> list[Row]
 
 
 def _sorted(found: Sequence[Row], part: str, name: str, *, is_descending: bool) -> list[Row]:
-    return sorted(found, key=lambda row: row[part][name], reverse=is_descending)
+    return sorted(found, key=lambda each: each[part][name], reverse=is_descending)
 
 
 def shuffled(items: Sequence[Any], salt: str) -> list[Any]:
@@ -73,12 +153,15 @@ def ordering_dimensions(orders: Sequence[str]) -> list[str]:
     return [field for field in fields if "_" not in field]
 
 
-def _text(dimension: str, start: int) -> str:
+@lru_cache(1_024)
+def time_text(dimension: str, start: int) -> str:
+    """The value that a time dimension has in a row, of unix seconds."""
     moment = datetime.fromtimestamp(start, UTC)
     return f"{moment:%Y-%m-%d}" if dimension == "date" else f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _row(truth: BucketTruth, dimensions: Mapping[str, str]) -> Row:
+def row(truth: BucketTruth, dimensions: Mapping[str, str]) -> Row:
+    """The whole row of a window: every field that Cloudflare has, under its name."""
     return {
         "dimensions": dimensions,
         "avg": {

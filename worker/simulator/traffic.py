@@ -154,7 +154,7 @@ class Traffic:
         With `arrived_permille` below 1000, the part of it that has arrived at Cloudflare's analytics: no number in
         it is larger than in a later, larger part, and every client in it is in the larger part too.
         """
-        if arrived_permille <= 0 or not self._has_hours(start):
+        if arrived_permille <= 0 or not has_hours(self._rhythm, start):
             return None
         draw = hashlib.shake_128(self._key + start.to_bytes(8)).digest(1 + _DRAW_BYTES * len(self.profiles))
         if self._rhythm is Rhythm.SPARSE and draw[0] >= _SPARSE_PRESENCE:
@@ -182,11 +182,13 @@ class Traffic:
             return None
         return Tally(tuple(requests), tuple(response_bytes), clients)
 
-    def _has_hours(self, start: int) -> bool:
-        if self._rhythm is not Rhythm.OFFICE:
-            return True
-        weekday = (start // _DAY_SECONDS + _EPOCH_WEEKDAY) % 7
-        return weekday < _WORKING_DAYS and start % _DAY_SECONDS // _HOUR_SECONDS in _OFFICE_HOURS
+
+def has_hours(rhythm: Rhythm, start: int) -> bool:
+    """Whether anything happens at this hour (unix seconds) of this weekday at all."""
+    if rhythm is not Rhythm.OFFICE:
+        return True
+    weekday = (start // _DAY_SECONDS + _EPOCH_WEEKDAY) % 7
+    return weekday < _WORKING_DAYS and start % _DAY_SECONDS // _HOUR_SECONDS in _OFFICE_HOURS
 
 
 def _ring(size: int, first: int, count: int) -> int:

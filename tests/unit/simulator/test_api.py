@@ -350,7 +350,7 @@ async def test_requests_are_counted_by_kind_and_over_time(client: Client) -> Non
         "faults": {"http_status": 1},
     }
     assert client.api.stats.query_times == [NOW, NOW + 400, NOW + 400]
-    assert [record.asked[0].zone_tags for record in client.api.stats.queries] == [(BUSY,), (BUSY, STEADY)]
+    assert [record.asked[0].scope_tags for record in client.api.stats.queries] == [(BUSY,), (BUSY, STEADY)]
 
 
 async def test_the_expected_samples_of_a_bucket_follow_from_its_truth(client: Client) -> None:

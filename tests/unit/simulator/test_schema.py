@@ -15,8 +15,10 @@ from graphql import (
     validate,
 )
 
-from worker.simulator.schema import ROLLUPS, SCHEMA, available_fields
+from tests.unit.simulator.worlds import schema_for
+from worker.simulator.rollups import ROLLUPS
 
+SCHEMA = schema_for(()).graphql
 CLOUDFLARES = Path(__file__).parents[4] / "shared" / "cloudflare" / "schema.graphql"
 
 OURS = {
@@ -88,11 +90,11 @@ def test_no_field_of_a_simulated_dataset_is_left_out(theirs: GraphQLSchema) -> N
 def test_a_query_for_all_of_a_dataset_is_valid() -> None:
     for rollup in ROLLUPS.values():
         parts: dict[str, list[str]] = {}
-        for field in available_fields(rollup):
+        for field in rollup.fields:
             part, _, name = field.partition("_")
             parts.setdefault(part, []).append(f"{name} {{ __typename }}" if name.endswith("Map") else name)
         selected = " ".join(f"{part} {{ {' '.join(names)} }}" for part, names in parts.items())
-        text = f"{{ viewer {{ zones {{ {rollup.node}(limit: 1, filter: {{}}) {{ {selected} }} }} }} }}"
+        text = f"{{ viewer {{ zones {{ {rollup.name}(limit: 1, filter: {{}}) {{ {selected} }} }} }} }}"
         assert validate(SCHEMA, parse(text)) == []
 
 

@@ -3,12 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
+from worker.cloudflare.catalogue import Dataset
 from worker.simulator.entitlements import ENTITLEMENTS, QueryLimits
+from worker.simulator.events import Events
 from worker.simulator.execution import Answer, World, execute
 from worker.simulator.fleet import Fleet, Plan
+from worker.simulator.nodes import Node, nodes_of
 from worker.simulator.refusals import Dialect
+from worker.simulator.schema import Schema, schema_of
 from worker.simulator.settling import Settling
 
 # Tuesday 2025-06-17T15:00:00Z, within the hours in which every rhythm but the sparse one always has traffic.
@@ -39,15 +44,27 @@ def enterprise(zones: int = 5, seed: int = 1) -> Fleet:
     return Fleet(seed, zones=zones, plans=(Plan.ENTERPRISE,))
 
 
-def world_of(fleet: Fleet, now: float = NOW) -> World:
+@lru_cache
+def schema_for(datasets: tuple[Dataset, ...]) -> Schema:
+    return schema_of(nodes_of(datasets))
+
+
+def world_of(fleet: Fleet, now: float = NOW, datasets: tuple[Dataset, ...] = ()) -> World:
+    schema = schema_for(datasets)
+    nodes = {key: source for key, source in schema.sources.items() if isinstance(source, Node)}
     return World(
         fleet=fleet,
+        events=Events(fleet, nodes),
+        schema=schema,
         now=now,
         settling=Settling(),
         zones={zone.tag: zone for zone in fleet.zones},
         entitlements=ENTITLEMENTS,
+        changes={},
         denied_fields=frozenset(),
-        blank_zones=frozenset(),
+        removed_fields=frozenset(),
+        blank_scopes=frozenset(),
+        sampling=None,
         limits=QueryLimits(),
         dialect=Dialect.RECENT,
         budget_left=300,

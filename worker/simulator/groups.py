@@ -1,0 +1,130 @@
+"""The rows of a node: its events grouped as a query asks, with the numbers that it asks for.
+
+A combination of values of which nothing is visible has no row. Knows no GraphQL, no limits and no plan.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+from worker.simulator.events import AnyStream, Event, number
+from worker.simulator.filters import Filter, accepts
+from worker.simulator.nodes import SAMPLE_INTERVAL, Node, Path
+from worker.simulator.rollups import time_text
+from worker.simulator.scalars import Value
+
+Row = tuple[Any, ...]
+
+_DIMENSIONS = "dimensions"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How adaptive nodes thin out what they count, so that a query reads a bounded number of events.
+
+    most_counted: the most that is counted one by one; beyond, one of 10 counts for ten, and then one of 100.
+    """
+
+    most_counted: int = 10_000
+
+    def interval(self, counted: int) -> int:
+        """For how many each that is counted stands."""
+        return next((each for each in (1, 10) if counted <= self.most_counted * each), 100)
+
+
+def kinds_that(stream: AnyStream, node: Node, conditions: Filter) -> frozenset[int]:
+    """The kinds of events whose values the conditions let through."""
+    values = {dimension: stream.values(dimension) for dimension in node.dimensions}
+    return frozenset(
+        kind
+        for kind in range(stream.kinds)
+        if accepts(conditions, {dimension: of_kinds[kind] for dimension, of_kinds in values.items()})
+    )
+
+
+def rows(
+    events: Iterable[Event], stream: AnyStream, node: Node, columns: Sequence[Path], *, interval: int = 1
+) -> list[Row]:
+    """One row per combination of the dimensions' values among the columns, in the order of the columns.
+
+    columns:  ("dimensions", name) for a dimension, else the path of a number or of a list.
+    interval: for how many each that was counted stands.
+    """
+    dimensions = [path[1] for path in columns if path[0] == _DIMENSIONS]
+    times = [name for name in dimensions if name in node.widths]
+    others = [name for name in dimensions if name not in node.widths]
+    values = list(zip(*map(stream.values, others), strict=True)) if others else [()] * stream.kinds
+    by_key: dict[tuple[Any, ...], list[Event]] = {}
+    match [node.widths[name] for name in times]:
+        case []:
+            for event in events:
+                by_key.setdefault(values[event[0]], []).append(event)
+        case [width]:
+            for event in events:
+                kind, _, second = event
+                by_key.setdefault((second - second % width, *values[kind]), []).append(event)
+        case widths:
+            for event in events:
+                kind, _, second = event
+                moments = (second - second % width for width in widths)
+                by_key.setdefault((*moments, *values[kind]), []).append(event)
+    places = {name: place for place, name in enumerate((*times, *others))}
+    filled = [_column(stream, node, path, places, interval) for path in columns]
+    return [tuple([fill(key, members) for fill in filled]) for key, members in by_key.items()]
+
+
+def ordered(found: list[Row], order: Sequence[tuple[int, bool]], salt: str) -> list[Row]:
+    """The rows by columns, of which the first counts most, each upwards or (True) downwards; else in no order."""
+    random.Random(salt).shuffle(found)  # noqa: S311 - no secret
+    for column, is_descending in reversed(order):
+        found.sort(key=itemgetter(column), reverse=is_descending)
+    return found
+
+
+def thinned(events: Sequence[Event], interval: int, salt: str) -> list[Event]:
+    """The events as a sample sees them: each that is counted is kept with a chance of 1/interval."""
+    if interval == 1:
+        return list(events)
+    # Not a secret: only so that the same query sees another sample the next time.
+    draw = random.Random(salt).random  # noqa: S311
+    seen = []
+    for event in events:
+        kept = sum(draw() * interval < 1 for _ in range(event.amount))
+        if kept:
+            seen.append(event._replace(amount=kept * interval))
+    return seen
+
+
+_Fill = Callable[[tuple[Any, ...], Sequence[Event]], Any]
+
+
+def _column(stream: AnyStream, node: Node, path: Path, places: Mapping[str, int], interval: int) -> _Fill:
+    """How a column's value follows from the values that a row is grouped by and from its events."""
+    if path[0] == _DIMENSIONS:
+        place = places[path[1]]
+        if path[1] in node.widths:
+            return lambda key, _: time_text(path[1], key[place])
+        return lambda key, _: key[place]
+    if path == SAMPLE_INTERVAL:
+        shown = interval if node.numbers[path].startswith("uint") else float(interval)
+        return lambda _, __: shown
+    if path in node.maps:
+        return lambda _, events: _elements(stream, node, path, events)
+    if path[0] == "sum":
+        units = stream.units(path, node.numbers[path])
+        return lambda _, events: sum([amount * units[kind] for kind, amount, __ in events])
+    return lambda _, events: number(stream, node, path, events)
+
+
+def _elements(stream: AnyStream, node: Node, path: Path, events: Sequence[Event]) -> list[dict[str, Value]]:
+    """The elements of a map: its key's values, each with its numbers."""
+    key, *leaves = node.maps[path]
+    keys = stream.keys(path, key)
+    by_key: dict[Value, dict[str, Any]] = {}
+    for kind, amount, _ in events:
+        element = by_key.setdefault(keys[kind], {key: keys[kind], **dict.fromkeys(leaves, 0)})
+        for leaf in leaves:
+            element[leaf] += amount * stream.units((*path, leaf), node.maps[path][leaf])[kind]
+    return list(by_key.values())

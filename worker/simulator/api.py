@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from worker.clock import Clock
 from worker.cloudflare.catalogue import Dataset
-from worker.simulator import directory, wire
+from worker.simulator import directory, inventory, wire
 from worker.simulator.directory import Envelope
 from worker.simulator.entitlements import ENTITLEMENTS, Entitlement, Entitlements, QueryLimits
 from worker.simulator.events import Events
@@ -45,9 +45,9 @@ from worker.simulator.faults import (
     ZoneChanged,
     ZoneMissing,
 )
-from worker.simulator.fleet import Fleet, Zone
+from worker.simulator.fleet import Account, Fleet, Zone
 from worker.simulator.groups import Sampling
-from worker.simulator.nodes import nodes_of, shipped_datasets
+from worker.simulator.nodes import shipped_datasets
 from worker.simulator.oddities import has_rows, odd
 from worker.simulator.quota import Exceeded, Quota, QuotaLimits
 from worker.simulator.refusals import NO_ZONE, Details, Dialect, Refusal, RefusalKind, refusal, usual_path
@@ -104,9 +104,8 @@ class SimulatedApi:
         self._clock = clock
         self._tokens = frozenset(tokens)
         self._settling = settling or Settling()
-        nodes = nodes_of(shipped_datasets() if datasets is None else datasets)
-        self.events = Events(fleet, nodes)
-        self._schema = schema_of(nodes)
+        self._schema = schema_of(shipped_datasets() if datasets is None else tuple(datasets))
+        self.events = Events(fleet, self._schema.nodes)
         self._sampling = sampling
         self._entitlements = entitlements
         self._limits = limits or QueryLimits()
@@ -117,6 +116,15 @@ class SimulatedApi:
                 Route(f"{BASE_PATH}/user/tokens/verify", self._endpoint("verify", self._verify)),
                 Route(f"{BASE_PATH}/accounts", self._endpoint("accounts", self._accounts)),
                 Route(f"{BASE_PATH}/zones", self._endpoint("zones", self._zones)),
+                *(
+                    Route(f"{BASE_PATH}/{path}", self._endpoint(path.rpartition("/")[2], answering))
+                    for path, answering in {
+                        "zones/{tag}/ssl/certificate_packs": self._certificate_packs,
+                        "zones/{tag}/load_balancers": self._load_balancers,
+                        "accounts/{tag}/load_balancers/pools": self._pools,
+                        "accounts/{tag}/cfd_tunnel": self._tunnels,
+                    }.items()
+                ),
                 Route(f"{BASE_PATH}/graphql", self._endpoint("graphql", self._graphql), methods=["POST"]),
                 Route("/admin/faults", self._admin_faults, methods=["GET", "POST", "DELETE"]),
                 Route("/admin/stats", self._admin_stats),
@@ -186,6 +194,42 @@ class SimulatedApi:
     async def _zones(self, request: Request, token: str, now: float) -> Response:
         del token, now
         return _enveloped(directory.zone_list(self._visible_zones(Surface.REST), request.query_params))
+
+    async def _certificate_packs(self, request: Request, token: str, now: float) -> Response:
+        del token
+        zone = self._zone(request)
+        if zone is None:
+            return _enveloped(directory.failure(directory.NO_SUCH_OBJECT))
+        return _enveloped(directory.page_of(inventory.certificate_packs(zone, now), request.query_params))
+
+    async def _load_balancers(self, request: Request, token: str, now: float) -> Response:
+        del token, now
+        zone = self._zone(request)
+        if zone is None:
+            return _enveloped(directory.failure(directory.NO_SUCH_OBJECT))
+        return _enveloped(directory.page_of(inventory.load_balancers(zone), request.query_params))
+
+    async def _pools(self, request: Request, token: str, now: float) -> Response:
+        del token
+        account = self._account(request)
+        if account is None:
+            return _enveloped(directory.failure(directory.NO_SUCH_OBJECT))
+        return _enveloped(directory.whole(inventory.pools(account, now)))
+
+    async def _tunnels(self, request: Request, token: str, now: float) -> Response:
+        del token
+        account = self._account(request)
+        if account is None:
+            return _enveloped(directory.failure(directory.NO_SUCH_OBJECT))
+        return _enveloped(directory.page_of(inventory.tunnels(account, now), request.query_params))
+
+    def _zone(self, request: Request) -> Zone | None:
+        tag = request.path_params["tag"]
+        return next((zone for zone in self._visible_zones(Surface.REST) if zone.tag == tag), None)
+
+    def _account(self, request: Request) -> Account | None:
+        tag = request.path_params["tag"]
+        return next((account for account in self.fleet.accounts if account.tag == tag), None)
 
     async def _graphql(self, request: Request, token: str, now: float) -> Response:
         try:

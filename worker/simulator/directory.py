@@ -1,4 +1,4 @@
-"""Cloudflare's REST answers: the token, the accounts and the zones, in Cloudflare's envelope, page by page.
+"""Cloudflare's REST answers: the token, the accounts, the zones and what they have, in Cloudflare's envelope.
 
 Pure functions from what is known to an `Envelope`; knows no faults and no quotas.
 """
@@ -37,6 +37,11 @@ MISSING_HEADERS = (HTTPStatus.BAD_REQUEST, 9_106, "Missing X-Auth-Key, X-Auth-Em
 INVALID_HEADERS = (HTTPStatus.BAD_REQUEST, 6_003, "Invalid request headers")
 INVALID_TOKEN = (HTTPStatus.UNAUTHORIZED, 1_000, "Invalid API Token")
 BAD_BODY = (HTTPStatus.BAD_REQUEST, 6_007, "Malformed JSON in request body")
+NO_SUCH_OBJECT = (
+    HTTPStatus.NOT_FOUND,
+    7_003,
+    "Could not route to this path, perhaps your object identifier is invalid?",
+)
 THROTTLED = (HTTPStatus.TOO_MANY_REQUESTS, 971, "Please wait and consider throttling your request speed")
 
 
@@ -57,7 +62,7 @@ def verified_token(token_id: str) -> Envelope:
 
 def account_list(accounts: Sequence[Account], parameters: Mapping[str, str]) -> Envelope:
     """One page of accounts."""
-    return _page([_account(account) for account in accounts], parameters)
+    return page_of([_account(account) for account in accounts], parameters)
 
 
 def zone_list(zones: Sequence[Zone], parameters: Mapping[str, str]) -> Envelope:
@@ -68,10 +73,16 @@ def zone_list(zones: Sequence[Zone], parameters: Mapping[str, str]) -> Envelope:
         for zone in sorted(zones, key=lambda zone: (zone.name, zone.tag))
         if account_tag in {None, zone.account.tag} and status in {None, zone.status} and name in {None, zone.name}
     ]
-    return _page([_zone(zone) for zone in fitting], parameters)
+    return page_of([_zone(zone) for zone in fitting], parameters)
 
 
-def _page(items: Sequence[dict[str, Any]], parameters: Mapping[str, str]) -> Envelope:
+def whole(items: Sequence[dict[str, Any]]) -> Envelope:
+    """All of what Cloudflare lists without pages, like pools."""
+    return Envelope(HTTPStatus.OK, _success(list(items)))
+
+
+def page_of(items: Sequence[dict[str, Any]], parameters: Mapping[str, str]) -> Envelope:
+    """One page of what Cloudflare lists by pages."""
     try:
         page = int(parameters.get("page", "1"))
         per_page = int(parameters.get("per_page", _PER_PAGE))

@@ -34,7 +34,7 @@ from graphql import (
 from worker.cloudflare.catalogue import ScopeKind
 from worker.simulator import filters, groups, rollups
 from worker.simulator.entitlements import PLAN_ORDER, Entitlement, Entitlements, QueryLimits, entitlement
-from worker.simulator.events import Events
+from worker.simulator.events import Event, Events
 from worker.simulator.fleet import Fleet, Plan, Zone
 from worker.simulator.groups import Sampling
 from worker.simulator.nodes import COUNT, Node, Path
@@ -392,21 +392,19 @@ class _Execution:
     def _node_rows(self, dataset: "_Dataset", node: Node, tag: str) -> list[dict[str, Any]]:
         world, salt = self.world, f"{self.world.salt}/{tag}/{dataset.selected.key}"
         stream = world.events.stream(tag, node)
-        events = [
-            event
-            for start, end in dataset.spans
-            for event in world.events.visible(stream, start, end, now=world.now, settling=world.settling)
-        ]
+        events: list[Event] = []
+        for start, end in dataset.spans:
+            events += world.events.visible(stream, start, end, now=world.now, settling=world.settling)
         if dataset.conditions:
             passed = groups.kinds_that(stream, node, dataset.conditions)
-            events = [event for event in events if event.kind in passed]
+            events = [event for event in events if event[0] in passed]
         interval = 1
         if world.sampling is not None:
             interval = world.sampling.interval(sum(event.amount for event in events))
             events = groups.thinned(events, interval, salt)
         found = groups.rows(events, stream, node, dataset.columns, interval=interval)
         page = groups.ordered(found, dataset.order, salt)[: dataset.selected.arguments["limit"]]
-        return [dataset.shaped(row) for row in page]
+        return dataset.shaped(page)
 
     def _check(self, dataset: "_Dataset", scope: "_Scope", path: tuple[str, ...]) -> None:
         """Refuse what the zone or account may not ask of the node."""
@@ -469,7 +467,7 @@ class _Dataset:
     selected: _Selected
     source: Source
     spans: tuple[filters.Span, ...]
-    conditions: filters.Filter
+    conditions: filters.Conditions
     fields: tuple[str, ...]
     columns: tuple[Path, ...]
     order: tuple[tuple[int, bool], ...]
@@ -497,16 +495,27 @@ class _Dataset:
         spans = filters.spans(times, source.widths)
         return cls(selected, source, spans, conditions, fields, tuple(columns), tuple(order), tuple(shape))
 
-    def shaped(self, row: Sequence[Any]) -> dict[str, Any]:
-        """A row, by columns, as the query wants it."""
-        answer: dict[str, Any] = {}
+    def shaped(self, page: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+        """The rows, by columns, as the query wants them."""
+        by_column = list(zip(*page, strict=True)) or [()] * len(self.columns)
+        objects: dict[str, Sequence[Any]] = {}
         for key, leaves in self.shape:
-            shown = {name: _projected(row[column], below) if below else row[column] for name, column, below in leaves}
+            shown = {
+                name: [_projected(value, below) for value in by_column[column]] if below else by_column[column]
+                for name, column, below in leaves
+            }
             if key:
-                answer[key] = shown
+                objects[key] = _zipped(shown, len(page))
             else:
-                answer |= shown
-        return answer
+                objects |= shown
+        return _zipped(objects, len(page))
+
+
+def _zipped(fields: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
+    """Objects made of these fields' values."""
+    if not fields:
+        return [{} for _ in range(count)]
+    return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
 
 
 def _asked_tags(zone_filter: Mapping[str, Any], visible: Mapping[str, Zone]) -> list[str]:

@@ -15,47 +15,57 @@ from graphql import GraphQLError
 
 Span = tuple[int, int]
 Filter = Mapping[str, Any]
+Conditions = tuple[tuple[str, Any], ...]
+"""A filter's fields and their values, lists as tuples, so that it can be remembered what they let through."""
 
 # Past the year 36,000: no upper bound was given.
 END_OF_TIME = 2**40
 _ALWAYS = ((0, END_OF_TIME),)
 
 
-def divided(whole: Filter, times: Collection[str]) -> tuple[Filter, Filter]:
-    """The part of a filter that is about the dimensions in `times`, and the part that is about others.
+def divided(whole: Filter, times: Collection[str]) -> tuple[Filter, Conditions]:
+    """The part of a filter that is about the dimensions in `times`, and the conditions that are about others.
 
     Both must hold. GraphQLError for an OR between the two kinds, which is not simulated.
     """
-    parts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    of_time: dict[str, Any] = {}
+    others: list[tuple[str, Any]] = []
     for name, value in whole.items():
         if value is None:
             continue
-        if name not in {"AND", "OR"}:
-            parts[name.partition("_")[0] not in times][name] = value
-            continue
-        below = [divided(each, times) for each in value]
-        if name == "OR" and any(time for time, _ in below) and any(other for _, other in below):
-            message = "OR between times and other dimensions is not simulated"
-            raise GraphQLError(message)
-        for place, part in enumerate(parts):
-            if any(each[place] for each in below):
-                part[name] = [each[place] for each in below]
-    return parts
+        if name in {"AND", "OR"}:
+            below = [divided(each, times) for each in value]
+            # What lets everything through decides nothing of an AND, and all of an OR.
+            if name == "AND":
+                below = [part for part in below if any(part)]
+            if not all(any(part) for part in below) or (name == "AND" and not below):
+                continue
+            if name == "OR" and any(time for time, _ in below) and any(other for _, other in below):
+                message = "OR between times and other dimensions is not simulated"
+                raise GraphQLError(message)
+            if any(time for time, _ in below) or not below:
+                of_time[name] = [time for time, _ in below]
+            if any(other for _, other in below):
+                others.append((name, tuple(other for _, other in below)))
+        elif name.partition("_")[0] in times:
+            of_time[name] = value
+        else:
+            others.append((name, tuple(value) if isinstance(value, list) else value))
+    return of_time, tuple(others)
 
 
-def accepts(other: Filter, values: Mapping[str, Any]) -> bool:
-    """Whether the filter, all of whose dimensions are among the values, lets them through."""
-    for name, wanted in other.items():
+def accepts(conditions: Conditions, values: Mapping[str, Any]) -> bool:
+    """Whether the conditions, all of whose dimensions are among the values, let them through."""
+    for name, wanted in conditions:
         if name == "AND":
-            if not all(accepts(part, values) for part in wanted):
-                return False
+            passed = all(accepts(part, values) for part in wanted)
         elif name == "OR":
-            if not any(accepts(part, values) for part in wanted):
-                return False
+            passed = any(accepts(part, values) for part in wanted)
         else:
             dimension, _, comparison = name.partition("_")
-            if not holds(comparison, values[dimension], wanted):
-                return False
+            passed = holds(comparison, values[dimension], wanted)
+        if not passed:
+            return False
     return True
 
 

@@ -25,7 +25,7 @@ class QueryRecord:
 class Stats:
     """The counts.
 
-    requests:    by endpoint: verify, accounts, zones, graphql.
+    requests:    by endpoint: verify, accounts, zones, graphql, and the last part of the path of all others.
     statuses:    by HTTP status; 0 stands for a connection that was reset.
     query_times: of every GraphQL request, unix seconds, in order.
     queries:     the latest ones.

@@ -1,3 +1,4 @@
+import re
 from collections.abc import AsyncIterator
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -7,14 +8,21 @@ import pytest
 
 from tests.clocks import ManualClock
 from tests.truth import expected_samples
+from tests.unit.simulator.asking import text_of, told, whole
+from tests.unit.simulator.entries import ENTRIES, HTTP, WORKERS
 from tests.unit.simulator.worlds import ALL_FIELDS, NOW, enterprise, iso, query
+from worker.simulator import inventory
 from worker.simulator.api import ACCEPTED_BEARER, SimulatedApi
 from worker.simulator.faults import (
+    EntitlementChanged,
     FieldDenied,
+    FieldRemoved,
     GraphqlError,
     HttpStatus,
     Incident,
     MalformedJson,
+    Oddity,
+    OddRows,
     Surface,
     TokenRevoked,
     ZoneChanged,
@@ -26,6 +34,7 @@ from worker.simulator.refusals import Dialect, RefusalKind
 
 FLEET = enterprise()
 BUSY, STEADY, *_ = (zone.tag for zone in FLEET.zones)
+ACCOUNT = FLEET.accounts[0].tag
 HOURS = "httpRequests1hGroups"
 MINUTES = "httpRequests1mGroups"
 HOUR = NOW - 7_200
@@ -373,3 +382,113 @@ async def test_the_expected_samples_of_a_bucket_follow_from_its_truth(client: Cl
 async def test_the_date_of_an_answer_is_the_time_of_the_api_and_not_of_the_machine(client: Client) -> None:
     response = await client.get("/user/tokens/verify")
     assert parsedate_to_datetime(response.headers["date"]).timestamp() == NOW
+
+
+def node_client() -> Client:
+    clock = ManualClock(NOW)
+    return Client(SimulatedApi(FLEET, clock, datasets=ENTRIES), clock)
+
+
+async def workers(client: Client) -> httpx.Response:
+    text = text_of(WORKERS, 3_600, HOUR, HOUR + 3_600)
+    return await client.post(whole(WORKERS.scope, [ACCOUNT], text))
+
+
+async def http(client: Client, *tags: str) -> httpx.Response:
+    return await client.post(whole(HTTP.scope, tags, text_of(HTTP, 3_600, HOUR, HOUR + 3_600)))
+
+
+def rows_by_tag(response: httpx.Response) -> dict[str, list[dict[str, Any]]]:
+    body = response.json()
+    assert body["errors"] is None
+    ((name, scopes),) = body["data"]["viewer"].items()
+    return {scope[f"{name.removesuffix('s')}Tag"]: scope["rows"] for scope in scopes}
+
+
+async def test_datasets_of_zones_and_accounts_are_answered_with_their_truth() -> None:
+    client = node_client()
+    for tag, dataset, response in ((ACCOUNT, WORKERS, await workers(client)), (BUSY, HTTP, await http(client, BUSY))):
+        truth = client.api.events.truth(tag, dataset, HOUR, 3_600)
+        assert told(dataset, 3_600, rows_by_tag(response)[tag], HOUR) == {HOUR: truth}
+
+
+async def test_entitlements_change_in_mid_run_and_the_latest_counts() -> None:
+    client = node_client()
+    node = "workersInvocationsAdaptive"
+    client.api.faults.add(EntitlementChanged(scope=ACCOUNT, node=node, is_enabled=False))
+    assert (await workers(client)).json()["errors"][0]["message"] == (
+        f"account '{ACCOUNT}' does not have access to the path"
+    )
+    client.api.faults.add(EntitlementChanged(scope=ACCOUNT, node=node, is_enabled=True, denied_fields=("sum_errors",)))
+    assert "'errors'" in (await workers(client)).json()["errors"][0]["message"]
+    client.api.faults.clear()
+    client.api.faults.add(EntitlementChanged(scope=ACCOUNT, node=node, max_duration_seconds=60))
+    assert "wider than 1m" in (await workers(client)).json()["errors"][0]["message"]
+    client.api.faults.clear()
+    client.api.faults.add(FieldRemoved(node=node, field="sum_errors"))
+    assert (await workers(client)).json()["errors"][0]["message"] == 'unknown field "errors"'
+    client.api.faults.clear()
+    assert rows_by_tag(await workers(client))[ACCOUNT]
+
+
+async def test_a_made_up_error_may_be_about_an_account() -> None:
+    client = node_client()
+    client.api.faults.add(GraphqlError(error=RefusalKind.PATH_ACCESS, zone=ACCOUNT))
+    assert (await http(client, BUSY)).json()["errors"] is None
+    (error,) = (await workers(client)).json()["errors"]
+    assert error["path"] == ["viewer", "accounts", "0", "rows"]
+    assert error["message"] == f"account '{ACCOUNT}' does not have access to the path"
+
+
+async def test_rows_may_come_twice_for_one_zone() -> None:
+    client = node_client()
+    client.api.faults.add(OddRows(how=Oddity.DUPLICATED, scope=BUSY, count=1))
+    rows = rows_by_tag(await http(client, BUSY, STEADY))
+    assert (len(rows[BUSY]), len(rows[STEADY])) == (2, 1)
+    assert len(rows_by_tag(await http(client, BUSY, STEADY))[BUSY]) == 1
+    assert client.api.faults.hits == {"odd_rows": 1}
+
+
+@pytest.mark.parametrize(
+    ("how", "written"),
+    [
+        (Oddity.NOT_A_NUMBER, "NaN"),
+        (Oddity.ENDLESS, "1e999"),
+        (Oddity.HUGE, "9007199254740993"),
+        (Oddity.NEGATIVE, "-1"),
+        (Oddity.EMPTY, "null"),
+    ],
+)
+async def test_one_number_of_every_row_may_be_odd(how: Oddity, written: str) -> None:
+    client = node_client()
+    client.api.faults.add(OddRows(how=how, node="workersInvocationsAdaptive"))
+    assert (await http(client, BUSY)).json()["errors"] is None
+    right = (await client.post("{ cost }")).text
+    assert written not in right.replace('"errors":null', "")
+    rows = rows_of_text((await workers(client)).text)
+    assert rows
+    assert all(re.search(rf'"sum":({written}|{{"requests":{written},)', row) for row in rows)
+
+
+def rows_of_text(text: str) -> list[str]:
+    """The rows of an answer that need not be JSON."""
+    return text.partition('"rows":[{')[2].split('"dimensions"')[1:]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (f"/zones/{BUSY}/ssl/certificate_packs", inventory.certificate_packs(FLEET.zones[0], NOW)),
+        (f"/zones/{BUSY}/load_balancers", inventory.load_balancers(FLEET.zones[0])),
+        (f"/accounts/{FLEET.accounts[0].tag}/load_balancers/pools", inventory.pools(FLEET.accounts[0], NOW)),
+        (f"/accounts/{FLEET.accounts[0].tag}/cfd_tunnel", inventory.tunnels(FLEET.accounts[0], NOW)),
+    ],
+)
+async def test_what_zones_and_accounts_have_is_listed(client: Client, path: str, expected: list[Any]) -> None:
+    listed = (await client.get(path, per_page="1")).json()
+    # Pools have no pages.
+    assert listed["result"] == (expected if path.endswith("pools") else expected[:1])
+    assert (await client.get(path)).json()["result"] == expected
+    assert client.api.stats.requests == {path.rpartition("/")[2]: 2}
+    missing = await client.get(path.replace(path.split("/")[2], "0" * 32))
+    assert (missing.status_code, missing.json()["errors"][0]["code"]) == (404, 7_003)

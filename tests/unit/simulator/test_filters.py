@@ -1,11 +1,14 @@
+import json
 import operator
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+from graphql import GraphQLError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.simulator.filters import END_OF_TIME, spans
+from worker.simulator.filters import END_OF_TIME, accepts, divided, spans
 
 WIDTHS = {"datetime": 60, "datetimeFiveMinutes": 300}
 LAST = 1_800
@@ -74,3 +77,28 @@ def test_a_filter_without_an_upper_bound_reaches_to_the_end_of_time() -> None:
 
 def test_times_between_minutes_are_compared_with_whole_minutes() -> None:
     assert spans({"datetime_geq": 60.5, "datetime_lt": 180.5}, WIDTHS) == ((120, 240),)
+
+
+@given(conditions, conditions)
+def test_times_and_other_dimensions_are_taken_apart(time: dict[str, Any], other: dict[str, Any]) -> None:
+    # The other dimension is called differently, and nothing else is different about its part.
+    renamed = json.loads(json.dumps(other).replace('"datetime', '"size'))
+    of_time, others = divided({"AND": [{**time, "size_geq": None}, renamed]}, WIDTHS)
+    assert spans(of_time, WIDTHS) == spans(time, WIDTHS)
+    for minute in range(0, LAST + 600, 60):
+        values = {name.replace("datetime", "size"): minute - minute % width for name, width in WIDTHS.items()}
+        assert accepts(others, values) == lets_through(other, minute)
+
+
+def test_either_a_time_or_something_else_is_not_simulated() -> None:
+    with pytest.raises(GraphQLError, match="not simulated"):
+        divided({"OR": [{"datetime": 0}, {"size": 1}]}, WIDTHS)
+
+
+@pytest.mark.parametrize(
+    ("like", "fitting"), [("a%", {"a", "abc"}), ("%b%", {"abc"}), ("a_c", {"abc"}), ("A%", set()), ("a.c", set())]
+)
+def test_likeness_is_that_of_sql(like: str, fitting: set[str]) -> None:
+    for value in ("a", "abc", "ca"):
+        assert accepts((("name_like", like),), {"name": value}) == (value in fitting)
+        assert accepts((("name_notlike", like),), {"name": value}) != (value in fitting)

@@ -15,10 +15,12 @@ from graphql import (
     validate,
 )
 
-from tests.unit.simulator.worlds import schema_for
+from tests.unit.simulator.entries import ENTRIES
+from worker.simulator.nodes import shipped_datasets
 from worker.simulator.rollups import ROLLUPS
+from worker.simulator.schema import schema_of
 
-SCHEMA = schema_for(()).graphql
+SCHEMA = schema_of((*shipped_datasets(), *ENTRIES)).graphql
 CLOUDFLARES = Path(__file__).parents[4] / "shared" / "cloudflare" / "schema.graphql"
 
 OURS = {

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 from worker.cloudflare.catalogue import Dataset
@@ -11,9 +10,8 @@ from worker.simulator.entitlements import ENTITLEMENTS, QueryLimits
 from worker.simulator.events import Events
 from worker.simulator.execution import Answer, World, execute
 from worker.simulator.fleet import Fleet, Plan
-from worker.simulator.nodes import Node, nodes_of
 from worker.simulator.refusals import Dialect
-from worker.simulator.schema import Schema, schema_of
+from worker.simulator.schema import schema_of
 from worker.simulator.settling import Settling
 
 # Tuesday 2025-06-17T15:00:00Z, within the hours in which every rhythm but the sparse one always has traffic.
@@ -44,17 +42,11 @@ def enterprise(zones: int = 5, seed: int = 1) -> Fleet:
     return Fleet(seed, zones=zones, plans=(Plan.ENTERPRISE,))
 
 
-@lru_cache
-def schema_for(datasets: tuple[Dataset, ...]) -> Schema:
-    return schema_of(nodes_of(datasets))
-
-
 def world_of(fleet: Fleet, now: float = NOW, datasets: tuple[Dataset, ...] = ()) -> World:
-    schema = schema_for(datasets)
-    nodes = {key: source for key, source in schema.sources.items() if isinstance(source, Node)}
+    schema = schema_of(datasets)
     return World(
         fleet=fleet,
-        events=Events(fleet, nodes),
+        events=Events(fleet, schema.nodes),
         schema=schema,
         now=now,
         settling=Settling(),

@@ -200,8 +200,9 @@ class Events:
     ) -> dict[tuple[Value, ...], dict[Path, Number]]:
         """What Cloudflare must say in the end of a dataset's window, by the values of its labels, before any top-N.
 
-        The numbers are those of the dataset's totals, by their path and before their scale. A combination of labels of
-        which there was nothing is not in it; without labels the one key is (), also missing where nothing happened.
+        The numbers are those of the dataset's totals, by their path and before their scale, and those of its maps by
+        path, key and field: ("sum", "countryMap", "DE", "requests"). A combination of labels of which there was nothing
+        is not in it; without labels the one key is (), also missing where nothing happened.
         `start` is in unix seconds; both are multiples of 60. KeyError for a scope that is not in the fleet.
         """
         name = dataset.grain(width_seconds).node
@@ -218,7 +219,10 @@ class Events:
                 labels = tuple(values[event.kind] for values in dimensions)
                 by_labels.setdefault(labels, []).append(event)
         return {
-            labels: {total.path: number(stream, node, total.path, events) for total in dataset.totals}
+            labels: {
+                **{total.path: number(stream, node, total.path, events) for total in dataset.totals},
+                **_of_maps(stream, node, dataset, events),
+            }
             for labels, events in by_labels.items()
         }
 
@@ -261,7 +265,11 @@ class Events:
         if truth is None:
             return {}
         row = rollups.row(truth, {})
-        return {(): {total.path: row[total.path[0]][total.path[1]] for total in dataset.totals}}
+        numbers = {total.path: row[total.path[0]][total.path[1]] for total in dataset.totals}
+        for item in dataset.breakdowns:
+            for element in row[item.path[0]][item.path[1]]:
+                numbers |= {(*item.path, str(element[item.key]), leaf): element[leaf] for leaf, _ in item.values}
+        return {(): numbers}
 
 
 def number(stream: AnyStream, node: Node, path: Path, events: Sequence[Event]) -> Number:
@@ -280,6 +288,18 @@ def number(stream: AnyStream, node: Node, path: Path, events: Sequence[Event]) -
             return len({(event.kind, event.amount) for event in events})
         case part:
             return _state(part, scalar, stream.states(path), events)
+
+
+def _of_maps(stream: AnyStream, node: Node, dataset: Dataset, events: Sequence[Event]) -> dict[Path, Number]:
+    found: dict[Path, Number] = {}
+    for item in dataset.breakdowns:
+        keys = stream.keys(item.path, item.key)
+        for leaf, _ in item.values:
+            units = stream.units((*item.path, leaf), node.maps[item.path][leaf])
+            for event in events:
+                path = (*item.path, str(keys[event.kind]), leaf)
+                found[path] = found.get(path, 0) + event.amount * units[event.kind]
+    return found
 
 
 def _state(part: str, scalar: str, states: Sequence[State], events: Sequence[Event]) -> Number:

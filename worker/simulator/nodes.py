@@ -5,7 +5,7 @@ Made from the catalogue's own entries, so that whatever a user adds to a catalog
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from worker.cloudflare.catalogue import DATASETS, Dataset, ScopeKind
@@ -41,18 +41,20 @@ _WIDTHS = {
 class Node:
     """One node of the schema whose rows are groups of events.
 
-    scope:      whose field it is.
-    name:       that field.
-    widths:     its dimensions of time, each with the seconds that it is truncated to.
-    dimensions: its other dimensions, each with its scalar.
-    named:      of these, the values that conditions of the catalogue name.
-    numbers:    the numbers of a row, by their path, each with its scalar.
-    maps:       lists in a row, by their path: each element's key and its numbers, with their scalars.
+    scope:        whose field it is.
+    name:         that field.
+    widths:       its dimensions of time, each with the seconds that it is truncated to.
+    filters_only: of these, those that the catalogue only compares with; some nodes cannot group by them.
+    dimensions:   its other dimensions, each with its scalar.
+    named:        of these, the values that conditions of the catalogue name.
+    numbers:      the numbers of a row, by their path, each with its scalar.
+    maps:         lists in a row, by their path: each element's key and its numbers, with their scalars.
     """
 
     scope: ScopeKind
     name: str
     widths: Mapping[str, int]
+    filters_only: frozenset[str]
     dimensions: Mapping[str, str]
     named: Mapping[str, tuple[Value, ...]]
     numbers: Mapping[Path, str]
@@ -69,7 +71,8 @@ class Node:
     @property
     def fields(self) -> list[str]:
         """Every field in the form in which `settings` lists them, for example `sum_requests`, `count`."""
-        dimensions = (f"dimensions_{name}" for name in (*self.widths, *self.dimensions))
+        times = (name for name in self.widths if name not in self.filters_only)
+        dimensions = [f"dimensions_{name}" for name in (*times, *self.dimensions)]
         return sorted([*dimensions, *("_".join(path) for path in (*self.numbers, *self.maps))])
 
 
@@ -109,19 +112,15 @@ def _named(dataset: Dataset) -> Iterator[tuple[str, Value]]:
         yield from ((dimension, each) for each in (value if isinstance(value, tuple) else (value,)))
 
 
-def _node(scope: ScopeKind, name: str, datasets: Iterable[Dataset], named: Mapping[str, tuple[Value, ...]]) -> Node:
-    widths: dict[str, int] = {}
+def _node(scope: ScopeKind, name: str, datasets: Sequence[Dataset], named: Mapping[str, tuple[Value, ...]]) -> Node:
+    grains = [grain for dataset in datasets for grain in dataset.grains if grain.node == name]
+    grouped = {grain.dimension for grain in grains if grain.dimension is not None}
+    compared = {condition(bound)[0] for grain in grains for bound in (grain.since, grain.until)}
+    widths = {time: _width(name, time) for time in sorted(grouped | compared)}
     dimensions: dict[str, str] = {}
     numbers: dict[Path, str] = {}
     maps: defaultdict[Path, dict[str, str]] = defaultdict(dict)
     for dataset in datasets:
-        for grain in dataset.grains:
-            if grain.node == name:
-                times = (
-                    grain.dimension or condition(grain.since)[0],
-                    *(condition(at)[0] for at in (grain.since, grain.until)),
-                )
-                widths.update({time: _width(name, time) for time in times})
         for label in dataset.labels:
             dimensions[label.dimension] = dimension_scalar(name, label.dimension)
         for dimension, _ in _named(dataset):
@@ -133,7 +132,7 @@ def _node(scope: ScopeKind, name: str, datasets: Iterable[Dataset], named: Mappi
         for item in dataset.breakdowns:
             maps[item.path][item.key] = "string" if dimension_scalar(name, item.key) == "string" else "uint64"
             maps[item.path].update({leaf: number_scalar(name, (item.path[0], leaf)) for leaf, _ in item.values})
-    return Node(scope, name, widths, dimensions, named, numbers, maps)
+    return Node(scope, name, widths, frozenset(compared - grouped), dimensions, named, numbers, maps)
 
 
 # The rollups of accounts are named by their width, like those of zones.

@@ -41,6 +41,11 @@ class Rollup:
         return f"Zone{self.name[0].upper()}{self.name[1:]}"
 
     @property
+    def filters_only(self) -> frozenset[str]:
+        """Times that a filter knows and rows cannot be grouped by: none."""
+        return frozenset()
+
+    @property
     def fields(self) -> list[str]:
         """Every field in the form in which `settings` lists them, for example `sum_requests`."""
         return sorted(

@@ -63,6 +63,7 @@ _NUMBERS = _by_name(
         " sum.tokenAuthDurationUs sum.totalTunnelSetupDurationUs sum.tunnelSetupDurationUs"
         " sum.turnstileFailures sum.turnstileInfiniteQueueRefreshes sum.turnstileIssued sum.turnstileSuccesses"
         " sum.turnstileUnsolved sum.uncompressedBytesWritten",
+        "float32": "avg.tunnelState",
         "float64": "sum.buildMinutes sum.cost sum.duration sum.failures sum.queryBatchResponseBytes sum.queryDurationMs"
         " sum.total sum.totalAudioSeconds sum.totalCostMetricValue1 sum.totalCostMetricValue2"
         " sum.totalInferenceSteps sum.totalInputLength sum.totalInputTokens sum.totalNeurons"
@@ -141,6 +142,7 @@ SCALARS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "Date": ("a date like 2026-02-22", _date),
     "Time": ("a time like 2026-02-22T20:00:00Z", _time),
     "bool": ("true or false", _bool),
+    "float32": ("a number", _float),
     "float64": ("a number", _float),
     "int64": ("an integer of 64 bits", _integer(-(2**63), 2**63 - 1)),
     "string": ("a string", _string),

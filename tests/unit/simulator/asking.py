@@ -25,6 +25,9 @@ def text_of(dataset: Dataset, width_seconds: int, since: int, until: int) -> str
     for total in dataset.totals:
         if len(total.path) > 1:
             parts.setdefault(total.path[0], []).append(total.path[1])
+    for item in dataset.breakdowns:
+        leaves = " ".join((item.key, *(leaf for leaf, _ in item.values)))
+        parts.setdefault(item.path[0], []).append(f"{item.path[1]} {{ {leaves} }}")
     if dataset.is_sampled:
         parts.setdefault("avg", []).append("sampleInterval")
     selected = " ".join(f"{name} {{ {' '.join(leaves)} }}" for name, leaves in parts.items() if leaves)
@@ -58,7 +61,7 @@ def rows_of(answer: Answer) -> dict[str, list[Row]]:
 
 
 def told(dataset: Dataset, width_seconds: int, rows: Sequence[Row], since: int) -> dict[int, dict[Any, Any]]:
-    """What rows say: by window, by the values of the labels, every total by its path."""
+    """What rows say: by window, by the values of the labels, every number by its path."""
     found: dict[int, dict[Any, Any]] = {}
     for row in rows:
         start = since
@@ -72,4 +75,8 @@ def told(dataset: Dataset, width_seconds: int, rows: Sequence[Row], since: int) 
             total.path: row["count"] if len(total.path) == 1 else row[total.path[0]][total.path[1]]
             for total in dataset.totals
         }
+        for item in dataset.breakdowns:
+            for element in row[item.path[0]][item.path[1]]:
+                for leaf, _ in item.values:
+                    window[labels][*item.path, str(element[item.key]), leaf] = element[leaf]
     return found

@@ -18,7 +18,7 @@ def grains(node: str, *, lacks: tuple[int, ...] = (), by: str = "datetime") -> t
     """The grains of a node that has a dimension of every width but some."""
     return tuple(
         Grain(width, node, None if width in lacks else dimension, f"{by}_geq", f"{by}_lt", TimeType.TIME)
-        if dimension != "date"
+        if dimension != "date" or width in lacks
         else Grain(width, node, dimension, "date_geq", "date_lt", TimeType.DATE)
         for width, dimension in _DIMENSIONS.items()
     )
@@ -109,6 +109,21 @@ ACCOUNT_HTTP = Dataset(
     where=HTTP.where,
     top=Top(5, ("count",)),
 )
+ACCOUNT_ROLLUP = Dataset(
+    name="account_rollup",
+    help="HTTP traffic of an account.",
+    grains=HTTP_REQUESTS.grains,
+    totals=HTTP_REQUESTS.totals[:2],
+    breakdowns=HTTP_REQUESTS.breakdowns[:2],
+    scope=ScopeKind.ACCOUNT,
+)
+BUILDS = Dataset(
+    name="builds",
+    help="Builds of Workers, by no dimension at all.",
+    grains=grains("workersBuildsBuildMinutesAdaptiveGroups", lacks=(60, 300, 900, 3_600, 86_400)),
+    totals=(total("sum", "buildMinutes"),),
+    scope=ScopeKind.ACCOUNT,
+)
 
 ENTRIES = (
     HTTP_REQUESTS,
@@ -121,4 +136,6 @@ ENTRIES = (
     D1,
     QUEUES,
     ACCOUNT_HTTP,
+    ACCOUNT_ROLLUP,
+    BUILDS,
 )

@@ -17,7 +17,6 @@ DIMENSIONS = (
     "cacheStatus",
     "clientRequestHTTPHost",
     "date",
-    "datetime",
     "datetimeFiveMinutes",
     "datetimeHour",
     "edgeResponseStatus",

@@ -9,18 +9,21 @@ from graphql import (
     GraphQLScalarType,
     GraphQLSchema,
     build_ast_schema,
+    build_schema,
     is_required_argument,
     is_specified_scalar_type,
     parse,
     validate,
+    validate_schema,
 )
 
 from tests.unit.simulator.entries import ENTRIES
 from worker.simulator.nodes import shipped_datasets
 from worker.simulator.rollups import ROLLUPS
-from worker.simulator.schema import schema_of
+from worker.simulator.schema import schema_of, schema_text
 
-SCHEMA = schema_of((*shipped_datasets(), *ENTRIES)).graphql
+SIMULATED = schema_of((*shipped_datasets(), *ENTRIES))
+SCHEMA = SIMULATED.graphql
 CLOUDFLARES = Path(__file__).parents[4] / "shared" / "cloudflare" / "schema.graphql"
 
 OURS = {
@@ -87,6 +90,10 @@ def test_no_field_of_a_simulated_dataset_is_left_out(theirs: GraphQLSchema) -> N
                 other: Any = theirs.type_map[name]
                 members = "values" if isinstance(kind, GraphQLEnumType) else "fields"
                 assert getattr(kind, members).keys() == getattr(other, members).keys(), name
+
+
+def test_the_schema_is_valid() -> None:
+    assert validate_schema(build_schema(schema_text(SIMULATED.sources))) == []
 
 
 def test_a_query_for_all_of_a_dataset_is_valid() -> None:

@@ -23,24 +23,34 @@ from worker.simulator.traffic import MINUTE_SECONDS, Rhythm, has_hours
 
 Number = int | float
 
-# An hour's events are 32 of 150 bytes on average, 120 in a busy scope: some 20 MB.
+# An hour's events are 10 of 130 bytes on average, 120 in the first scope: some 10 MB.
 _REMEMBERED_HOURS = 4_096
 # 1,000 zones at eight nodes; of each, some 2 kB of values: 16 MB.
 _REMEMBERED_STREAMS = 8_192
 
-# How many kinds of events there are, how many events an hour has, and the most that one of them counts. Few, so that a
-# month of 30 zones with everything is answered within a test: 32 events an hour on average are 700,000 a node.
+
+class Measure(NamedTuple):
+    """How many kinds of events there are, how many events an hour has, and the most that one of them counts."""
+
+    kinds: int
+    events: int
+    most: int
+
+
+# Few, so that a month of 30 zones with everything is answered within a test.
 _MEASURES = {
-    Rhythm.BUSY: (120, 120, 400),
-    Rhythm.STEADY: (16, 12, 90),
-    Rhythm.SPARSE: (12, 3, 3),
-    Rhythm.OFFICE: (16, 12, 60),
-    # Floats add up exactly as long as nothing passes 2^53 = 9.0e15: 4e3 x 12 events x 24 hours x 65,536 = 7.5e10 a day.
-    Rhythm.VAST: (16, 12, 4_000),
+    Rhythm.BUSY: Measure(40, 24, 600),
+    Rhythm.STEADY: Measure(16, 6, 90),
+    Rhythm.SPARSE: Measure(12, 3, 3),
+    Rhythm.OFFICE: Measure(16, 6, 60),
+    # Floats add up exactly as long as nothing passes 2^53 = 9.0e15: 8e3 x 6 events x 24 hours x 65,536 = 7.5e10 a day.
+    Rhythm.VAST: Measure(16, 6, 8_000),
 }
+# The first zone and the first account have many, so that there are more combinations of labels than a dataset keeps.
+_DENSE = Measure(150, 120, 400)
 # Half of a sparse scope's hours have nothing.
 _SPARSE_PRESENCE = 128
-# The most frequent of 120 kinds has 190 of 1,024 places, the rarest has one.
+# The most frequent of 150 kinds has 183 of 1,024 places, the rarest has one.
 _PLACES = 1_024
 # One of eight scopes has never anything at a node.
 _QUIET = 8
@@ -48,17 +58,9 @@ _QUIET = 8
 _LEAST_PERIOD_MINUTES = 97
 
 
-class Event(NamedTuple):
-    """Some requests (queries, reads, ...) of one kind at one moment.
-
-    kind:   which of the stream's kinds.
-    amount: how many.
-    second: when, in unix seconds.
-    """
-
-    kind: int
-    amount: int
-    second: int
+Event = tuple[int, int, int]
+"""Some requests (queries, reads, ...) of one kind at one moment: which of the stream's kinds, how many, and the unix
+second. A bare tuple, because millions are made: one with names takes four times as long."""
 
 
 class State(NamedTuple):
@@ -76,19 +78,20 @@ class State(NamedTuple):
 class Stream:
     """All that ever happens in one scope at one node.
 
-    tag:   the scope's.
+    tag:   the scope's; `is_first` of its kind in the fleet.
     kinds: how many kinds of events there are; everything that is said of every kind has as many elements.
     parts: the streams that it is made of, each with the number of its first kind.
     """
 
-    def __init__(self, key: str, tag: str, node: Node, rhythm: Rhythm, *, may_be_quiet: bool) -> None:
+    def __init__(self, key: str, tag: str, node: Node, rhythm: Rhythm, *, is_first: bool) -> None:
         self.tag = tag
         self.parts: tuple[tuple[Stream, int], ...] = ((self, 0),)
         self._key = key.encode()
         self._node = node
         self._rhythm = rhythm
-        self.kinds, self._events, self._most = _MEASURES[rhythm]
-        self._is_quiet = may_be_quiet and self._draw("quiet", 1)[0] % _QUIET == 0
+        self.kinds, self._events, self._most = _DENSE if is_first else _MEASURES[rhythm]
+        # Nothing of the catalogue is empty as a whole: the first zone and the first account have everything.
+        self._is_quiet = not is_first and self._draw("quiet", 1)[0] % _QUIET == 0
         self._values: dict[str, tuple[Value, ...]] = {}
         self._units: dict[Path, tuple[Number, ...]] = {}
         self._states: dict[Path, tuple[State, ...]] = {}
@@ -102,7 +105,7 @@ class Stream:
             return ()
         kinds, most = _ranks(self.kinds), self._most
         return tuple(
-            Event(kinds[each & 0x3FF], 1 + ((each >> 10 & 0xFFFF) * most >> 16), start + (each >> 26) % HOUR_SECONDS)
+            (kinds[each & 0x3FF], 1 + ((each >> 10 & 0xFFFF) * most >> 16), start + (each >> 26) % HOUR_SECONDS)
             for each in struct.unpack_from(f">{self._events}Q", draw, 1)
         )
 
@@ -187,11 +190,7 @@ class Events:
         self.fleet = fleet
         self.nodes = nodes
         self._rhythms = {zone.tag: (zone.rhythm, index) for index, zone in enumerate(fleet.zones)}
-        # The first account has the most, the others less.
-        self._rhythms |= {
-            account.tag: (Rhythm.STEADY if index else Rhythm.BUSY, index)
-            for index, account in enumerate(fleet.accounts)
-        }
+        self._rhythms |= {account.tag: (Rhythm.STEADY, index) for index, account in enumerate(fleet.accounts)}
         self.stream = lru_cache(_REMEMBERED_STREAMS)(self._stream)
         self._hour = lru_cache(_REMEMBERED_HOURS)(Stream.hour)
 
@@ -214,10 +213,10 @@ class Events:
         conditions = [(*condition(field), value) for field, value in dataset.where]
         tested = [(stream.values(dimension), comparison, value) for dimension, comparison, value in conditions]
         by_labels: dict[tuple[Value, ...], list[Event]] = {}
-        for event in self._all(stream, start, start + width_seconds):
-            if all(holds(comparison, values[event.kind], wanted) for values, comparison, wanted in tested):
-                labels = tuple(values[event.kind] for values in dimensions)
-                by_labels.setdefault(labels, []).append(event)
+        for kind, amount, second in self._all(stream, start, start + width_seconds):
+            if all(holds(comparison, values[kind], wanted) for values, comparison, wanted in tested):
+                labels = tuple(values[kind] for values in dimensions)
+                by_labels.setdefault(labels, []).append((kind, amount, second))
         return {
             labels: {
                 **{total.path: number(stream, node, total.path, events) for total in dataset.totals},
@@ -242,9 +241,9 @@ class Events:
     def _all(self, stream: AnyStream, start: int, end: int) -> Iterator[Event]:
         for part, first in stream.parts:
             for hour in range(start - start % HOUR_SECONDS, end, HOUR_SECONDS):
-                for event in self._hour(part, hour):
-                    if start <= event.second < end:
-                        yield event._replace(kind=event.kind + first)
+                for kind, amount, second in self._hour(part, hour):
+                    if start <= second < end:
+                        yield kind + first, amount, second
 
     def _stream(self, scope_tag: str, node: Node) -> AnyStream:
         if node.scope is ScopeKind.ACCOUNT and ZONE_TAG in node.dimensions:
@@ -255,8 +254,7 @@ class Events:
     def _own_stream(self, scope_tag: str, node: Node) -> Stream:
         rhythm, index = self._rhythms[scope_tag]
         key = f"{self.fleet.seed}/{scope_tag}/{node.name}"
-        # Nothing of the catalogue is empty as a whole: the first zone and the first account have everything.
-        return Stream(key, scope_tag, node, rhythm, may_be_quiet=index > 0)
+        return Stream(key, scope_tag, node, rhythm, is_first=index == 0)
 
     def _rollup_truth(
         self, zone_tag: str, dataset: Dataset, start: int, width_seconds: int
@@ -282,10 +280,10 @@ def number(stream: AnyStream, node: Node, path: Path, events: Sequence[Event]) -
             return _amount(events)
         case "sum":
             units = stream.units(path, scalar)
-            return sum(event.amount * units[event.kind] for event in events)
+            return sum(amount * units[kind] for kind, amount, _ in events)
         case "uniq":
             # As many different clients as there are different pairs of kind and amount.
-            return len({(event.kind, event.amount) for event in events})
+            return len({(kind, amount) for kind, amount, _ in events})
         case part:
             return _state(part, scalar, stream.states(path), events)
 
@@ -296,40 +294,40 @@ def _of_maps(stream: AnyStream, node: Node, dataset: Dataset, events: Sequence[E
         keys = stream.keys(item.path, item.key)
         for leaf, _ in item.values:
             units = stream.units((*item.path, leaf), node.maps[item.path][leaf])
-            for event in events:
-                path = (*item.path, str(keys[event.kind]), leaf)
-                found[path] = found.get(path, 0) + event.amount * units[event.kind]
+            for kind, amount, _ in events:
+                path = (*item.path, str(keys[kind]), leaf)
+                found[path] = found.get(path, 0) + amount * units[kind]
     return found
 
 
 def _state(part: str, scalar: str, states: Sequence[State], events: Sequence[Event]) -> Number:
-    seen = [states[event.kind].at(event.second) for event in events]
+    seen = [states[kind].at(second) for kind, _, second in events]
     match part:
         case "max":
             return max(seen)
         case "min":
             return min(seen)
         case _:
-            weighed = sum(value * event.amount for value, event in zip(seen, events, strict=True))
-            amount = _amount(events)
-            return weighed / amount if scalar.startswith("float") else weighed // amount
+            weighed = sum(value * amount for value, (_, amount, _) in zip(seen, events, strict=True))
+            weight = _amount(events)
+            return weighed / weight if scalar.startswith("float") else weighed // weight
 
 
 def _amount(events: Sequence[Event]) -> int:
-    return sum(event.amount for event in events)
+    return sum(amount for _, amount, _ in events)
 
 
 def _arrived(tag: str, events: Sequence[Event], now: float, settling: Settling) -> list[Event]:
     arrived = []
-    for event in events:
-        permille = settling.permille(tag, event.second - event.second % MINUTE_SECONDS, now)
-        if amount := event.amount * permille // 1_000:
-            arrived.append(event._replace(amount=amount))
+    for kind, amount, second in events:
+        permille = settling.permille(tag, second - second % MINUTE_SECONDS, now)
+        if visible := amount * permille // 1_000:
+            arrived.append((kind, visible, second))
     return arrived
 
 
 def _shifted(events: Sequence[Event], first: int) -> list[Event]:
-    return [Event(event.kind + first, event.amount, event.second) for event in events]
+    return [(kind + first, amount, second) for kind, amount, second in events]
 
 
 @lru_cache

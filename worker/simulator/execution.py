@@ -11,6 +11,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from graphql import (
     DocumentNode,
     FieldNode,
@@ -119,6 +120,7 @@ class Asked:
 class Answer:
     """What becomes of a query: data or refusals.
 
+    data:  as JSON has it once it is encoded; rows of nodes are structures.
     asked: what it asked for, as far as it was looked at.
     """
 
@@ -363,7 +365,7 @@ class _Execution:
             }
         return settings
 
-    def _rows(self, dataset: "_Dataset", scope: "_Scope", path: tuple[str, ...]) -> list[dict[str, Any]]:
+    def _rows(self, dataset: "_Dataset", scope: "_Scope", path: tuple[str, ...]) -> list[Any]:
         self._check(dataset, scope, path)
         if scope.tag in self.world.blank_scopes:
             return []
@@ -389,7 +391,7 @@ class _Execution:
         page = rollups.ordered(found, orders, f"{self.world.salt}/{zone_tag}")[: selected.arguments["limit"]]
         return [_projected(row, selected.below) for row in page]
 
-    def _node_rows(self, dataset: "_Dataset", node: Node, tag: str) -> list[dict[str, Any]]:
+    def _node_rows(self, dataset: "_Dataset", node: Node, tag: str) -> list[Any]:
         world, salt = self.world, f"{self.world.salt}/{tag}/{dataset.selected.key}"
         stream = world.events.stream(tag, node)
         events: list[Event] = []
@@ -400,7 +402,7 @@ class _Execution:
             events = [event for event in events if event[0] in passed]
         interval = 1
         if world.sampling is not None:
-            interval = world.sampling.interval(sum(event.amount for event in events))
+            interval = world.sampling.interval(sum(amount for _, amount, _ in events))
             events = groups.thinned(events, interval, salt)
         found = groups.rows(events, stream, node, dataset.columns, interval=interval)
         page = groups.ordered(found, dataset.order, salt)[: dataset.selected.arguments["limit"]]
@@ -495,7 +497,7 @@ class _Dataset:
         spans = filters.spans(times, source.widths)
         return cls(selected, source, spans, conditions, fields, tuple(columns), tuple(order), tuple(shape))
 
-    def shaped(self, page: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    def shaped(self, page: Sequence[Sequence[Any]]) -> list[Any]:
         """The rows, by columns, as the query wants them."""
         by_column = list(zip(*page, strict=True)) or [()] * len(self.columns)
         objects: dict[str, Sequence[Any]] = {}
@@ -511,11 +513,19 @@ class _Dataset:
         return _zipped(objects, len(page))
 
 
-def _zipped(fields: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
+def _zipped(fields: Mapping[str, Sequence[Any]], count: int) -> list[Any]:
     """Objects made of these fields' values."""
-    if not fields:
-        return [{} for _ in range(count)]
-    return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
+    made = _object(tuple(fields))
+    return list(map(made, *fields.values())) if fields else [made()] * count
+
+
+# Millions of rows are made; a structure without garbage collection takes a third of the time of a dictionary.
+@lru_cache(_REMEMBERED_QUERIES)
+def _object(keys: tuple[str, ...]) -> type[msgspec.Struct]:
+    """A structure with these keys in JSON, in this order."""
+    names = [f"field{place}" for place in range(len(keys))]
+    fields = [(name, Any) for name in names]
+    return msgspec.defstruct("Object", fields, rename=dict(zip(names, keys, strict=True)), gc=False)
 
 
 def _asked_tags(zone_filter: Mapping[str, Any], visible: Mapping[str, Zone]) -> list[str]:

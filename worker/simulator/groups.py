@@ -111,10 +111,10 @@ def thinned(events: Sequence[Event], interval: int, salt: str) -> list[Event]:
     # Not a secret: only so that the same query sees another sample the next time.
     draw = random.Random(salt).random  # noqa: S311
     seen = []
-    for event in events:
-        kept = sum(draw() * interval < 1 for _ in range(event.amount))
+    for kind, amount, second in events:
+        kept = sum(draw() * interval < 1 for _ in range(amount))
         if kept:
-            seen.append(event._replace(amount=kept * interval))
+            seen.append((kind, kept * interval, second))
     return seen
 
 

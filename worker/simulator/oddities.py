@@ -20,11 +20,14 @@ def has_rows(answer: Answer, fault: OddRows) -> bool:
 def odd(answer: Answer, fault: OddRows) -> dict[str, Any] | None:
     """The answer's data with its rows as the fault makes them; the answer itself is used up."""
     for holder, key, rows in list(_lists(answer, fault)):
-        holder[key] = [*rows, *rows] if fault.how is Oddity.DUPLICATED else [_odd_row(row, fault.how) for row in rows]
+        plain = msgspec.to_builtins(rows)
+        holder[key] = (
+            [*plain, *plain] if fault.how is Oddity.DUPLICATED else [_odd_row(row, fault.how) for row in plain]
+        )
     return answer.data
 
 
-def _lists(answer: Answer, fault: OddRows) -> Iterator[tuple[dict[str, Any], str, list[dict[str, Any]]]]:
+def _lists(answer: Answer, fault: OddRows) -> Iterator[tuple[dict[str, Any], str, list[Any]]]:
     """The lists of rows that the fault is about, each with the object that holds it and its key there."""
     for asked in answer.asked if answer.data is not None else ():
         if fault.node not in {None, asked.node}:

@@ -56,7 +56,7 @@ def rows_of(answer: Answer) -> dict[str, list[Row]]:
     """The rows by the tag of their zone or account."""
     assert answer.refusals == ()
     assert answer.data is not None
-    ((name, scopes),) = answer.data["viewer"].items()
+    ((name, scopes),) = msgspec.to_builtins(answer.data)["viewer"].items()
     return {scope[f"{name.removesuffix('s')}Tag"]: scope["rows"] for scope in scopes}
 
 

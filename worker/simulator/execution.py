@@ -283,7 +283,7 @@ class _Execution:
                 case "zones":
                     answer[each.key] = self._zones(each, zones, (*path, each.key))
                 case "settings":
-                    answer[each.key] = _projected(self._settings(account), each.below)
+                    answer[each.key] = self._settings(account, each)
                 case _:
                     answer[each.key] = self._rows(datasets[each.key], account, (*path, each.key))
         return answer
@@ -313,7 +313,7 @@ class _Execution:
                 case "zoneTag":
                     answer[each.key] = zone.tag
                 case "settings":
-                    answer[each.key] = _projected(self._settings(scope), each.below)
+                    answer[each.key] = self._settings(scope, each)
                 case _:
                     answer[each.key] = self._rows(datasets[each.key], scope, (*path, each.key))
         return answer
@@ -335,35 +335,34 @@ class _Execution:
             name = dataset.source.name
             for field_name in ("", *dataset.fields):
                 if self.world.is_removed(name, field_name):
-                    message = f'unknown field "{field_name.rpartition("_")[2] or name}"'
-                    raise GraphQLError(message)
+                    raise _unknown(field_name.rpartition("_")[2] or name)
         self.asked.extend(
             Asked(dataset.source.name, key, tuple(tags), *self._range(dataset.spans), path, kind)
             for key, dataset in found.items()
         )
         return found
 
-    def _settings(self, scope: "_Scope") -> dict[str, Any]:
-        settings: dict[str, Any] = {}
-        for (kind, node), source in self.world.schema.sources.items():
-            if kind is not scope.kind or self.world.is_removed(node):
-                continue
-            allowed = self.world.entitlement(scope.tag, scope.plan, node)
-            fields = source.fields if allowed.is_enabled else []
-            settings[node] = {
-                "availableFields": [
-                    name
-                    for name in fields
-                    if not self.world.is_denied(scope.tag, node, name, allowed)
-                    and not self.world.is_removed(node, name)
-                ],
-                "enabled": allowed.is_enabled,
-                "maxDuration": allowed.max_duration_seconds,
-                "maxNumberOfFields": allowed.max_fields,
-                "maxPageSize": allowed.max_page_size,
-                "notOlderThan": allowed.not_older_than_seconds,
-            }
-        return settings
+    def _settings(self, scope: "_Scope", selected: _Selected) -> dict[str, Any]:
+        return {each.key: _projected(self._allowed(scope, each.name), each.below) for each in selected.below}
+
+    def _allowed(self, scope: "_Scope", node: str) -> dict[str, Any]:
+        """What `settings` says of a node."""
+        if self.world.is_removed(node):
+            raise _unknown(node)
+        allowed = self.world.entitlement(scope.tag, scope.plan, node)
+        fields = self.world.schema.sources[scope.kind, node].fields if allowed.is_enabled else []
+        return {
+            "availableFields": [
+                name
+                for name in fields
+                if not (self.world.is_denied(scope.tag, node, name, allowed) or self.world.is_removed(node, name))
+            ],
+            "enabled": allowed.is_enabled,
+            "maxDuration": allowed.max_duration_seconds,
+            "maxNumberOfFields": allowed.max_fields,
+            "maxPageSize": allowed.max_page_size,
+            "notOlderThan": allowed.not_older_than_seconds,
+        }
 
     def _rows(self, dataset: "_Dataset", scope: "_Scope", path: tuple[str, ...]) -> list[Any]:
         self._check(dataset, scope, path)
@@ -526,6 +525,10 @@ def _object(keys: tuple[str, ...]) -> type[msgspec.Struct]:
     names = [f"field{place}" for place in range(len(keys))]
     fields = [(name, Any) for name in names]
     return msgspec.defstruct("Object", fields, rename=dict(zip(names, keys, strict=True)), gc=False)
+
+
+def _unknown(name: str) -> GraphQLError:
+    return GraphQLError(f'unknown field "{name}"')
 
 
 def _asked_tags(zone_filter: Mapping[str, Any], visible: Mapping[str, Zone]) -> list[str]:

@@ -104,6 +104,8 @@ def test_a_field_that_is_removed_is_unknown_to_everybody() -> None:
 def test_a_node_that_is_removed_is_unknown_to_everybody() -> None:
     world = changed(WORLD, removed_fields=frozenset({("firewallEventsAdaptiveGroups", "")}))
     assert message(world, FIREWALL, [PRO]) == 'unknown field "firewallEventsAdaptiveGroups"'
+    text = whole(ScopeKind.ZONE, [PRO], "settings { firewallEventsAdaptiveGroups { enabled } }")
+    assert execute(text, {}, None, world).refusals[0].message == 'unknown field "firewallEventsAdaptiveGroups"'
     assert message(world, HTTP_CACHE, [PRO]) == ""
 
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from worker.cloudflare.catalogue import DATASETS, Dataset, ScopeKind
+from worker.cloudflare.catalogue import Dataset, ScopeKind, shipped
 from worker.simulator.rollups import ROLLUPS
 from worker.simulator.scalars import Value, dimension_scalar, number_scalar
 
@@ -78,7 +78,7 @@ class Node:
 
 def shipped_datasets() -> tuple[Dataset, ...]:
     """The catalogue that the worker comes with."""
-    return tuple(DATASETS.values())
+    return tuple(shipped().values())
 
 
 def nodes_of(datasets: Iterable[Dataset]) -> dict[NodeKey, Node]:

@@ -20,7 +20,7 @@ import apsw
 
 from worker import __version__
 from worker.clock import Clock
-from worker.cloudflare import Api, CloudflareApi
+from worker.cloudflare import Api, CloudflareApi, Quota, RateLimitType
 from worker.collect import LOOP as COLLECT
 from worker.collect import Collector
 from worker.config import Settings
@@ -80,6 +80,12 @@ class Worker:
             token=settings.cloudflare.api_token.get_secret_value(),
             clock=clock,
             on_request=self._count_request,
+            quota=Quota(
+                clock,
+                graphql=settings.cloudflare.graphql_requests_per_5_minutes,
+                total=settings.cloudflare.requests_per_5_minutes,
+                rate_limit_type=RateLimitType(settings.cloudflare.rate_limit_type),
+            ),
         )
         self.ledger = Ledger.open(settings.ledger.path)
         self.health = Health(clock)

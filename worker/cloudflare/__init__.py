@@ -31,7 +31,7 @@ from worker.cloudflare.discovery import (
 from worker.cloudflare.errors import ApiFailure, ErrorKind
 from worker.cloudflare.fetch import Answered, Failed, ScopeAnswer
 from worker.cloudflare.query import NODES_PER_QUERY, WINDOWS_PER_QUERY, ZONES_PER_QUERY
-from worker.cloudflare.quota import Api, Quota
+from worker.cloudflare.quota import Api, Priority, Quota, RateLimitType
 from worker.cloudflare.rows import Samples
 from worker.cloudflare.scope import Account, Scope, Zone
 
@@ -52,7 +52,9 @@ __all__ = [
     "Grain",
     "Metric",
     "OnRequest",
+    "Priority",
     "Quota",
+    "RateLimitType",
     "Samples",
     "Scope",
     "ScopeAnswer",

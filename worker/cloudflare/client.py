@@ -1,8 +1,8 @@
 """The HTTP client: one exchange with Cloudflare, and what came of it as a value.
 
 Owns the connection, the token, the deadline around a whole exchange and the bound on what is read of a body; draws
-every request from the quota, and pauses the quota when Cloudflare says that it is used up. Whatever goes wrong on the
-way comes back as `Refused`. Knows nothing of queries, zones or windows.
+every request from the quota, and pauses the quota when Cloudflare says that it is used up, or that of a zone or an
+account. Whatever goes wrong on the way comes back as `Refused`. Knows nothing of queries or windows.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import logging
 import re
 import ssl
 import zlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -22,7 +22,7 @@ import httpx
 from worker import __version__
 from worker.clock import Clock
 from worker.cloudflare.errors import ApiFailure, ErrorKind, classify, one_line
-from worker.cloudflare.quota import Api, Lease, Paused, Quota
+from worker.cloudflare.quota import Api, Lease, Paused, Priority, Quota, RateLimitType
 from worker.errors import UsageError
 
 # A query over ten zones is answered within a few seconds; whatever takes longer is not coming.
@@ -104,6 +104,7 @@ class CloudflareClient:
 
     api_url:          for example https://api.cloudflare.com/client/v4.
     token:            an API token of a user or of an account.
+    quota:            what every request is drawn from; where it counts accounts, Cloudflare is asked to do the same.
     deadline_seconds: for a whole exchange, from waiting for a connection to the last byte; on the machine's own clock.
     transport:        stands in for the network, in tests.
     """
@@ -127,7 +128,7 @@ class CloudflareClient:
         """How far this machine's clock is ahead of Cloudflare's, to about a second; None before the first answer."""
         self._base = api_url.rstrip("/")
         self._clock = clock
-        self._quota = quota
+        self.quota = quota
         self._on_request = on_request
         self._deadline_seconds = deadline_seconds
         self._max_body_bytes = max_body_bytes
@@ -150,24 +151,42 @@ class CloudflareClient:
             transport=transport,
         )
 
-    async def graphql(self, payload: bytes) -> Answer | Refused:
-        """Send one GraphQL query: a JSON object with `query` and `variables`."""
-        headers = {"Content-Type": "application/json"}
-        return await self._exchange(Api.GRAPHQL, "POST", "/graphql", content=payload, headers=headers)
+    async def graphql(
+        self, payload: bytes, *, priority: Priority = Priority.LIVE, scopes: Sequence[str] = (), account: str = ""
+    ) -> Answer | Refused:
+        """Send one GraphQL query: a JSON object with `query` and `variables`.
 
-    async def get(self, path: str, params: Mapping[str, str | int]) -> Answer | Refused:
+        scopes:  tags of the zones and accounts that it asks for; it is not sent while the quota of one is used up.
+        account: tag of the account that it is counted against, where accounts are counted one by one.
+        """
+        headers = {"Content-Type": "application/json"}
+        match self.quota.rate_limit_type:
+            case RateLimitType.ACCOUNT:
+                headers["X-Rate-Limit-Type"] = "account-based"
+            case RateLimitType.TOKEN:
+                pass
+            case never:
+                assert_never(never)
+        turn = self.quota.acquire(Api.GRAPHQL, priority, scopes, account=account)
+        return await self._exchange(Api.GRAPHQL, turn, "POST", "/graphql", content=payload, headers=headers)
+
+    async def get(
+        self, path: str, params: Mapping[str, str | int], *, priority: Priority = Priority.LIVE
+    ) -> Answer | Refused:
         """Read one page of the REST API."""
-        return await self._exchange(Api.REST, "GET", path, params=params)
+        turn = self.quota.acquire(Api.REST, priority)
+        return await self._exchange(Api.REST, turn, "GET", path, params=params)
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
-    async def _exchange(self, api: Api, method: str, path: str, **request: Any) -> Answer | Refused:
-        match await self._quota.acquire(api):
-            case Paused(seconds):
-                text = f"not asked: Cloudflare's quota for {api} requests is used up, next request in {seconds:.0f} s"
-                return Refused((ApiFailure(ErrorKind.RATE, text, retry_after_seconds=seconds),))
+    async def _exchange(
+        self, api: Api, turn: Awaitable[Lease | Paused], method: str, path: str, **request: Any
+    ) -> Answer | Refused:
+        match await turn:
+            case Paused(seconds, scopes):
+                return Refused((_not_asked(api, seconds, scopes),))
             case Lease() as lease:
                 started = self._clock.monotonic()
                 with lease:
@@ -242,10 +261,17 @@ class CloudflareClient:
         return bytes(body)
 
     def _heed(self, api: Api, failures: tuple[ApiFailure, ...]) -> None:
-        """Stop asking when the quota of the token is used up; the quota of one zone is the caller's matter."""
+        """Stop asking when the quota is used up: of the token, or of the zones and accounts that are named."""
         for failure in failures:
-            if failure.kind is ErrorKind.RATE and not failure.zone_tags:
-                self._quota.pause(api, failure.retry_after_seconds or PAUSE_SECONDS)
+            if failure.kind is ErrorKind.RATE:
+                for scope in (*failure.zone_tags, *failure.account_tags) or (None,):
+                    self.quota.pause(api, failure.retry_after_seconds or PAUSE_SECONDS, scope)
+
+
+def _not_asked(api: Api, seconds: float, scopes: tuple[str, ...]) -> ApiFailure:
+    whose = f" about {', '.join(scopes)}" if scopes else ""
+    text = f"not asked: Cloudflare's quota for {api} requests{whose} is used up, next request in {seconds:.0f} s"
+    return ApiFailure(ErrorKind.RATE, one_line(text), zone_tags=scopes, retry_after_seconds=seconds)
 
 
 def _failed(kind: ErrorKind, text: str) -> Refused:

@@ -43,6 +43,8 @@ BUCKET_SECONDS = (60, 300, 900, 1800, 3600, 86400)
 
 _DAY_SECONDS = 86_400
 _YEAR_HOURS = 365 * 24
+# Enterprise accounts have 15 requests a second, 4,500 in five minutes; twenty times that is a slip of the finger.
+_MOST_REQUESTS = 100_000
 
 
 class CloudflareSettings(Section):
@@ -103,6 +105,21 @@ class CloudflareSettings(Section):
 
     sample_timestamp: Annotated[SampleTimestamp, choice(*SampleTimestamp)] = SampleTimestamp.START
     """Instant that samples carry: `start` of the window, or `end` (one millisecond before its end)."""
+
+    graphql_requests_per_5_minutes: Annotated[int, whole(1, _MOST_REQUESTS, "requests")] = 300
+    """Most GraphQL queries in any five minutes, restarts included.
+
+    What Cloudflare accepts; fewer where something else uses the same token.
+    """
+
+    requests_per_5_minutes: Annotated[int, whole(1, _MOST_REQUESTS, "requests")] = 1200
+    """Most requests of all kinds in any five minutes, GraphQL queries among them.
+
+    What Cloudflare accepts; beyond it all of the token's requests are blocked for five minutes.
+    """
+
+    rate_limit_type: Annotated[Literal["token", "account"], choice("token", "account")] = "token"
+    """Whether Cloudflare counts GraphQL queries by `token`, or those of each `account` by themselves."""
 
 
 class Message(StrEnum):

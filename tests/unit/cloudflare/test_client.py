@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from tests.clocks import ManualClock
-from tests.unit.cloudflare.fake import API_URL, TOKEN, Network, error, refusal
+from tests.unit.cloudflare.fake import API_URL, TOKEN, Network, error, refusal, tag
 from worker.cloudflare import ApiFailure, ErrorKind
 from worker.cloudflare.client import DEADLINE_SECONDS, Answer, CloudflareClient, Refused, TokenAuth
-from worker.cloudflare.quota import Api, Quota
+from worker.cloudflare.quota import Api, Lease, Paused, Priority, Quota, RateLimitType
 from worker.errors import UsageError
 
 Handler = Callable[[httpx.Request], Awaitable[httpx.Response]]
@@ -265,11 +265,49 @@ async def test_a_used_up_quota_pauses_until_cloudflare_says_or_for_five_minutes(
     assert asked == 2
 
 
-async def test_the_quota_of_one_zone_does_not_pause_the_others() -> None:
+@pytest.mark.parametrize("kind", ["Zone", "Account"])
+async def test_the_quota_of_one_scope_pauses_what_concerns_it_and_nothing_else(kind: str) -> None:
     quota = Quota(ManualClock())
-    zone_only = refusal(error(f"Zone {'0' * 32} has exceeded its rate limit", code="budget"))
-    await client(answering(zone_only), quota=quota).graphql(b"{}")
-    assert quota.paused_seconds(Api.GRAPHQL) == 0
+    scope_only = refusal(error(f"{kind} {tag(1)} has exceeded its rate limit", code="budget"))
+    talker = client(answering(scope_only), quota=quota)
+    await talker.graphql(b"{}")
+    assert (quota.paused_seconds(Api.GRAPHQL), quota.paused_seconds(Api.GRAPHQL, tag(1))) == (0, 300)
+    outcome = await talker.graphql(b"{}", scopes=[tag(2), tag(1)])
+    assert isinstance(outcome, Refused)
+    (failure,) = outcome.failures
+    assert (failure.kind, failure.zone_tags, failure.retry_after_seconds) == (ErrorKind.RATE, (tag(1),), 300)
+    assert failure.message == (
+        f"not asked: Cloudflare's quota for graphql requests about {tag(1)} is used up, next request in 300 s"
+    )
+    assert quota.remaining(Api.GRAPHQL) == 299
+
+
+async def test_a_request_has_the_priority_and_the_account_that_its_caller_names() -> None:
+    class Recording(Quota):
+        async def acquire(self, *of: Any, **account: Any) -> Lease | Paused:
+            asked.append((*of, account))
+            return await super().acquire(*of, **account)
+
+    asked: list[tuple[Any, ...]] = []
+    talker = client(answering(httpx.Response(200, content=OK)), quota=Recording(ManualClock()))
+    await talker.graphql(b"{}", priority=Priority.BACKFILL, scopes=["z"], account="a")
+    await talker.get("/zones", {}, priority=Priority.DISCOVERY)
+    await talker.graphql(b"{}")
+    assert asked == [
+        (Api.GRAPHQL, Priority.BACKFILL, ["z"], {"account": "a"}),
+        (Api.REST, Priority.DISCOVERY, {}),
+        (Api.GRAPHQL, Priority.LIVE, (), {"account": ""}),
+    ]
+
+
+@pytest.mark.parametrize(("kind", "header"), [(RateLimitType.TOKEN, None), (RateLimitType.ACCOUNT, "account-based")])
+async def test_cloudflare_is_asked_to_count_as_the_quota_does(kind: RateLimitType, header: str | None) -> None:
+    async def handle(request: httpx.Request) -> httpx.Response:
+        assert request.headers.get("X-Rate-Limit-Type") == header
+        return httpx.Response(200, content=OK)
+
+    quota = Quota(ManualClock(), rate_limit_type=kind)
+    assert await client(handle, quota=quota).graphql(b"{}") == Answer(OK)
 
 
 @pytest.mark.parametrize("token", ["", " ", TOKEN + "\n", "ünïcode-" + TOKEN, f'"{TOKEN}"', "Bearer " + TOKEN])

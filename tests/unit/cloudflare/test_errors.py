@@ -164,7 +164,9 @@ def test_the_path_tells_the_position_of_the_zone(path: Any, index: int | None) -
     ],
 )
 def test_the_message_tells_the_zones(message: str, tags: tuple[str, ...]) -> None:
-    assert only(200, body({"message": message})).zone_tags == tags
+    failure = only(200, body({"message": message}))
+    assert failure.zone_tags == tags
+    assert failure.account_tags == ((A,) if message.startswith("Account") else ())
 
 
 def test_the_denied_field_is_named() -> None:

@@ -63,6 +63,9 @@ def test_a_token_and_a_url_are_enough() -> None:
             replay_hours=24,
             backfill_max_hours=72,
             sample_timestamp=SampleTimestamp.START,
+            graphql_requests_per_5_minutes=300,
+            requests_per_5_minutes=1200,
+            rate_limit_type="token",
         ),
         destinations=(DestinationSettings(name="default", url=URL),),
         ledger=LedgerSettings(path=Path("data/ledger.db"), retention_hours=168, max_bytes=10 * 2**30),
@@ -87,6 +90,9 @@ def test_everything_can_be_set_by_variables() -> None:
             "CF_REPLAY_HOURS": "168",
             "CF_BACKFILL_MAX_HOURS": "1",
             "CF_SAMPLE_TIMESTAMP": "END",
+            "CF_GRAPHQL_REQUESTS_PER_5_MINUTES": "4500",
+            "CF_REQUESTS_PER_5_MINUTES": "600",
+            "CF_RATE_LIMIT_TYPE": "account",
             "LEDGER_PATH": "/data/ledger.db",
             "LEDGER_RETENTION_HOURS": "168",
             "LEDGER_MAX_BYTES": "1GiB",
@@ -107,6 +113,9 @@ def test_everything_can_be_set_by_variables() -> None:
         replay_hours=168,
         backfill_max_hours=1,
         sample_timestamp=SampleTimestamp.END,
+        graphql_requests_per_5_minutes=4500,
+        requests_per_5_minutes=600,
+        rate_limit_type="account",
     )
     assert loaded.ledger == LedgerSettings(path=Path("/data/ledger.db"), retention_hours=168, max_bytes=2**30)
     assert loaded.listen == ListenSettings(host="::", port=9845)

@@ -28,6 +28,7 @@ from worker.cloudflare.discovery import (
     ZoneList,
     selects,
 )
+from worker.cloudflare.entitlements import Denied, Entitlement, Entitlements, Narrowed, entitled, signature
 from worker.cloudflare.errors import ApiFailure, ErrorKind
 from worker.cloudflare.fetch import Answered, Failed, ScopeAnswer
 from worker.cloudflare.query import NODES_PER_QUERY, WINDOWS_PER_QUERY, ZONES_PER_QUERY
@@ -47,10 +48,14 @@ __all__ = [
     "Catalogue",
     "CloudflareApi",
     "Dataset",
+    "Denied",
+    "Entitlement",
+    "Entitlements",
     "ErrorKind",
     "Failed",
     "Grain",
     "Metric",
+    "Narrowed",
     "OnRequest",
     "Priority",
     "Quota",
@@ -68,8 +73,10 @@ __all__ = [
     "Zone",
     "ZoneList",
     "dataset_groups",
+    "entitled",
     "extended",
     "select_datasets",
     "selects",
     "shipped",
+    "signature",
 ]

@@ -1,0 +1,252 @@
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from graphql import build_schema, parse, validate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.clocks import ManualClock
+from tests.unit.cloudflare.fake import API_URL, TOKEN, Network, error, refusal, tag
+from worker.cloudflare import ApiFailure, ErrorKind
+from worker.cloudflare.catalogue import ScopeKind
+from worker.cloudflare.client import CloudflareClient
+from worker.cloudflare.entitlements import Entitlement, Entitlements
+from worker.cloudflare.quota import Api, Quota
+from worker.cloudflare.settings_node import RETRIES_PER_GROUP, SettingsQuery, read_entitlements
+from worker.simulator.api import ACCEPTED_BEARER, SimulatedApi
+from worker.simulator.fleet import Fleet
+
+SCHEMA = Path(__file__).parents[3].parent / "shared" / "cloudflare" / "schema.graphql"
+NODES = [f"node{number}" for number in range(30)]
+OPEN = {
+    "enabled": True,
+    "availableFields": ["sum_requests"],
+    "maxDuration": 54_000,
+    "maxNumberOfFields": 70,
+    "maxPageSize": 10_000,
+    "notOlderThan": 86_400,
+}
+ENTITLED = Entitlement(
+    enabled=True,
+    fields=frozenset({"sum_requests"}),
+    max_duration_seconds=54_000,
+    max_fields=70,
+    max_page_rows=10_000,
+    retention_seconds=86_400,
+)
+
+
+class Cloudflare:
+    """Answers settings queries; `refuse` says which of them it does not answer, by their zones or account and nodes."""
+
+    def __init__(self, refuse: Callable[[Sequence[str], Sequence[str]], httpx.Response | None] | None = None) -> None:
+        self.asked: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+        self.settings: Any = OPEN
+        self.quota = Quota(ManualClock(), graphql=10_000, total=10_000)
+        self._refuse = refuse or (lambda _tags, _nodes: None)
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        body = msgspec.json.decode(request.content)
+        tags = body["variables"]["tags"]
+        kind = "account" if isinstance(tags, str) else "zone"
+        tags = [tags] if isinstance(tags, str) else tags
+        nodes = [word for word in body["query"].split() if word.startswith("node")]
+        self.asked.append((tuple(tags), tuple(nodes)))
+        scopes = [{f"{kind}Tag": each, "settings": dict.fromkeys(nodes, self.settings)} for each in reversed(tags)]
+        answer = {"data": {"cost": 2, "viewer": {"budget": 9_000, f"{kind}s": scopes}}, "errors": None}
+        return self._refuse(tags, nodes) or httpx.Response(200, json=answer)
+
+    async def read(
+        self, tags: Sequence[str], nodes: Sequence[str], kind: ScopeKind = ScopeKind.ZONE
+    ) -> dict[str, Entitlements]:
+        client = CloudflareClient(
+            api_url=API_URL, token=TOKEN, clock=ManualClock(), quota=self.quota, transport=Network(self)
+        )
+        found = await read_entitlements(client, kind, tags, nodes)
+        assert list(found) == list(tags)
+        assert all(list(each) == list(nodes) or set(each) == set(nodes) for each in found.values())
+        return found
+
+
+def test_the_query_is_valid_for_cloudflares_schema() -> None:
+    if not SCHEMA.exists():
+        pytest.skip("Cloudflare's schema is not here")
+    # Only the types around `settings`: the whole schema takes seconds to build.
+    wanted = ("Query", "viewer", "zone", "account", "ZoneSettings", "AccountSettings", "Settings")
+    text = SCHEMA.read_text().replace('  """"""\n', "") + "\n"
+    ends = {name: text.index("\n}\n", text.index(f"\ntype {name} {{\n")) for name in wanted}
+    types = {name: text[text.index(f"\ntype {name} {{\n") : end] + "\n}\n" for name, end in ends.items()}
+    kept = {"zone": ("zoneTag", "settings"), "account": ("accountTag", "settings")}
+    for name, fields in kept.items():
+        lines = [line for line in types[name].splitlines() if line.strip().startswith(fields)]
+        types[name] = f"\ntype {name} {{\n" + "\n".join(lines) + "\n}\n"
+    types["viewer"] = "\n".join(line for line in types["viewer"].splitlines() if "organizations" not in line)
+    inputs = [
+        text[(start := text.index(f"\ninput {name}_InputObject {{\n")) : text.index("\n}\n", start)] + "\n}\n"
+        for name in ("ZoneFilter", "AccountFilter")
+    ]
+    schema = build_schema(
+        "\n".join((*types.values(), *inputs, "scalar uint64 scalar int64 scalar bool scalar string")), assume_valid=True
+    )
+    for kind, node in ((ScopeKind.ZONE, "httpRequests1mGroups"), (ScopeKind.ACCOUNT, "workersInvocationsAdaptive")):
+        query = SettingsQuery(kind, (tag(1),), (node,))
+        assert validate(schema, parse(query.text)) == []
+        assert validate(schema, parse(query.text.replace(node, "noSuchNode"))) != []
+
+
+async def test_zones_are_asked_for_in_tens_and_accounts_one_by_one() -> None:
+    cloudflare = Cloudflare()
+    zones = [tag(number) for number in range(11)]
+    assert await cloudflare.read(zones, NODES) == dict.fromkeys(zones, dict.fromkeys(NODES, ENTITLED))
+    assert [(len(tags), len(nodes)) for tags, nodes in cloudflare.asked] == [(10, 25), (10, 5), (1, 25), (1, 5)]
+    assert (cloudflare.quota.cost_per_request, cloudflare.quota.budget_left) == (2, 9_000)
+    assert await cloudflare.read(zones[:2], NODES[:1], ScopeKind.ACCOUNT) == {
+        zone: {"node0": ENTITLED} for zone in zones[:2]
+    }
+    assert cloudflare.asked[4:] == [((tag(0),), ("node0",)), ((tag(1),), ("node0",))]
+    assert cloudflare.quota.remaining(Api.GRAPHQL) == 4_495  # five were sent after the first answer
+
+
+@settings(max_examples=40)
+@given(
+    st.sets(st.integers(0, 9), max_size=2),
+    st.sets(st.integers(0, 24), max_size=2),
+    st.sampled_from(["named", "path", "not named"]),
+)
+async def test_a_zone_or_a_node_that_is_refused_costs_no_other_one_its_entitlement(
+    bad_zones: set[int], bad_nodes: set[int], how: str
+) -> None:
+    def refuse(tags: Sequence[str], nodes: Sequence[str]) -> httpx.Response | None:
+        for index, each in enumerate(tags):
+            if int(each, 16) in bad_zones:
+                text = f"zones [{each}] are not authorized" if how == "named" else "requested zone is not authorized"
+                path = ["viewer", "zones", str(index)] if how == "path" else None
+                return refusal(error(text, code="authz", path=path))
+        if any(f"node{number}" in nodes for number in bad_nodes):
+            return refusal(error("unknown field"), status=400)
+        return None
+
+    cloudflare = Cloudflare(refuse)
+    found = await cloudflare.read([tag(number) for number in range(10)], NODES[:25])
+    assert len(cloudflare.asked) <= 1 + RETRIES_PER_GROUP
+    for number in range(10):
+        for node in range(25):
+            known = found[tag(number)][f"node{node}"]
+            if number in bad_zones or node in bad_nodes:
+                assert isinstance(known, ApiFailure)
+            elif not bad_zones or not bad_nodes:
+                assert known == ENTITLED
+
+
+@pytest.mark.parametrize(
+    ("response", "kind", "queries"),
+    [
+        (httpx.Response(401, json={"success": False, "errors": [{"code": 1000, "message": "x"}]}), ErrorKind.TOKEN, 1),
+        (refusal(error("rate limiter budget depleted", code="budget")), ErrorKind.RATE, 1),
+        (httpx.Response(502, content=b"<html>"), ErrorKind.SERVER, 3),
+    ],
+)
+async def test_what_concerns_everything_is_not_asked_again_for_each_zone(
+    response: httpx.Response, kind: ErrorKind, queries: int
+) -> None:
+    cloudflare = Cloudflare(lambda _tags, _nodes: response)
+    found = await cloudflare.read([tag(number) for number in range(100)], NODES)
+    assert {known.kind for each in found.values() for known in each.values() if isinstance(known, ApiFailure)} == {kind}
+    assert len(cloudflare.asked) == queries
+
+
+async def test_a_zone_that_an_error_names_costs_two_queries_more() -> None:
+    def refuse(tags: Sequence[str], _nodes: Sequence[str]) -> httpx.Response | None:
+        return refusal(error(f"zones [{tag(3)}] are not authorized")) if tag(3) in tags else None
+
+    cloudflare = Cloudflare(refuse)
+    await cloudflare.read([tag(number) for number in range(10)], NODES[:5])
+    assert [len(tags) for tags, _ in cloudflare.asked] == [10, 9, 1]
+
+
+async def test_single_queries_without_an_answer_are_no_reason_to_stop() -> None:
+    cloudflare = Cloudflare(lambda tags, _nodes: httpx.Response(502) if int(tags[0], 16) % 20 else None)
+    found = await cloudflare.read([tag(number) for number in range(100)], NODES[:1])
+    assert sum(each == {"node0": ENTITLED} for each in found.values()) == 50
+    assert len(cloudflare.asked) == 10
+
+
+async def test_a_zone_that_is_missing_from_the_answer_is_noticed() -> None:
+    answer = {"data": {"viewer": {"zones": [{"zoneTag": tag(1), "settings": {"node0": OPEN}}]}}}
+    found = await Cloudflare(lambda _tags, _nodes: httpx.Response(200, json=answer)).read([tag(0), tag(1)], NODES[:1])
+    assert found[tag(1)] == {"node0": ENTITLED}
+    missing = found[tag(0)]["node0"]
+    assert isinstance(missing, ApiFailure)
+    assert missing.kind is ErrorKind.MISSING_ZONE
+    assert tag(0) in missing.message
+
+
+@pytest.mark.parametrize(
+    ("settings_of_node", "expected"),
+    [
+        (OPEN | {"availableFields": None, "maxDuration": -1}, Entitlement(True, frozenset(), None, 70, 10_000, 86_400)),
+        (
+            OPEN
+            | {"availableFields": ["a", 1, None], "maxNumberOfFields": 0, "maxPageSize": True, "notOlderThan": 1.5},
+            Entitlement(True, frozenset("a"), 54_000),
+        ),
+        ({"enabled": False}, Entitlement(enabled=False)),
+        (
+            OPEN | {"notOlderThan": 10**30},
+            Entitlement(True, frozenset({"sum_requests"}), 54_000, 70, 10_000, 3153600000),
+        ),
+        (None, None),
+        ([], None),
+        ({"enabled": "true"}, None),
+    ],
+)
+async def test_what_settings_do_not_say_is_not_known(settings_of_node: Any, expected: Entitlement | None) -> None:
+    cloudflare = Cloudflare()
+    cloudflare.settings = settings_of_node
+    known = (await cloudflare.read([tag(1)], NODES[:1]))[tag(1)]["node0"]
+    assert known == expected if expected else isinstance(known, ApiFailure) and known.kind is ErrorKind.MALFORMED
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["data", "viewer", "zones", "zoneTag", "settings", "node0", "cost"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=25)
+@given(JSON)
+async def test_no_answer_whatsoever_leaves_a_zone_without_an_outcome(answer: Any) -> None:
+    def with_a_viewer(tags: Sequence[str], _nodes: Sequence[str]) -> httpx.Response:
+        zones = [answer, {"zoneTag": tags[0], "settings": answer}, {"zoneTag": answer}]
+        return httpx.Response(200, json={"data": {"cost": answer, "viewer": {"budget": answer, "zones": zones}}})
+
+    for refuse in (with_a_viewer, lambda _tags, _nodes: httpx.Response(200, json=answer)):
+        await Cloudflare(refuse).read([tag(1), tag(2)], NODES[:2])
+
+
+async def test_the_simulated_api_says_what_its_zones_are_entitled_to() -> None:
+    clock = ManualClock()
+    fleet = Fleet(1, zones=4)
+    client = CloudflareClient(
+        api_url="http://api.test/client/v4",
+        token=ACCEPTED_BEARER,
+        clock=clock,
+        quota=Quota(clock),
+        transport=httpx.ASGITransport(SimulatedApi(fleet, clock)),
+    )
+    nodes = ("httpRequests1mGroups", "httpRequests1hGroups")
+    found = await read_entitlements(client, ScopeKind.ZONE, [zone.tag for zone in fleet.zones], nodes)
+    for zone in fleet.zones:
+        minutes, hours = (found[zone.tag][node] for node in nodes)
+        assert isinstance(minutes, Entitlement)
+        assert isinstance(hours, Entitlement)
+        assert minutes.enabled == (zone.plan != "free")
+        assert "sum_countryMap" in hours.fields

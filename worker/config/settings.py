@@ -37,6 +37,7 @@ from worker.config.section import (
     whole,
 )
 from worker.config.values import InvalidValueError
+from worker.shards import Shard
 
 BUCKET_SECONDS = (60, 300, 900, 1800, 3600, 86400)
 """The widths of window that Cloudflare's rollups can be asked for."""
@@ -116,6 +117,12 @@ class CloudflareSettings(Section):
     """Most requests of all kinds in any five minutes, GraphQL queries among them.
 
     What Cloudflare accepts; beyond it all of the token's requests are blocked for five minutes.
+    """
+
+    shard: Annotated[Shard | None, BeforeValidator(values.shard)] = None
+    """Which part of the zones and accounts this worker collects: `2/4`, or `auto/4` by the ordinal of its pod's name.
+
+    Every part has a worker with a ledger and a token of its own.
     """
 
     rate_limit_type: Annotated[Literal["token", "account"], choice("token", "account")] = "token"

@@ -4,16 +4,19 @@ Every parser takes the text of an environment variable or of a YAML scalar (or t
 settings can also be made in code) and returns the value, or raises `InvalidValueError`. Only the parser decides what
 of the value may be repeated to the user: nothing of a secret, nothing of a URL that may hold one.
 
-Pure, apart from the parsers of paths, which look whether the file is there. Knows no setting by name.
+Pure, apart from the parsers of paths, which look whether the file is there, and that of a shard, which may look at the
+host's name. Knows no setting by name.
 """
 
 import re
+import socket
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fractions import Fraction
 from pathlib import Path
 
 from worker.series import LABEL_NAME
+from worker.shards import Shard
 
 _SHOWN_CHARACTERS = 80  # of a wrong value: enough to recognise it, and a mistake still fits a line or two
 
@@ -272,6 +275,41 @@ def zone_list(value: object) -> tuple[str, ...]:
         if " " in name:
             raise InvalidValueError(shown(name), "must be separated by commas: a zone's name or id has no space in it")
     return names
+
+
+# ------------------------------------------------------------------------------------------------------------ shards
+
+_MOST_SHARDS = 1000  # 1,000 workers with 600 zones each are more zones than anybody has
+_SHARD = re.compile(r"(?P<which>[0-9]{1,6}|auto|[a-zA-Z0-9.-]{1,253})/(?P<count>[0-9]{1,6})")
+_ORDINAL = re.compile(r"-([0-9]{1,6})")
+
+
+def shard(value: object) -> Shard:
+    """`i/n`, with i from 1 to n, or the name of a StatefulSet's pod in its place, or `auto` for the name of this host.
+
+    The ordinals at the end of pods' names count from 0.
+    """
+    if isinstance(value, Shard):
+        return value
+    match = _SHARD.fullmatch(value.strip()) if isinstance(value, str) else None
+    count = int(match["count"]) if match else 0
+    if match is None or not 1 <= count <= _MOST_SHARDS:
+        problem = f"must be i/n with n up to {_MOST_SHARDS}, such as 2/4, or auto/n for the ordinal of this pod"
+        raise InvalidValueError(shown(value), problem)
+    if match["which"].isdecimal():
+        number = int(match["which"])
+        if not 1 <= number <= count:
+            raise InvalidValueError(shown(value), f"must be from 1/{count} to {count}/{count}")
+        return Shard(number, count)
+    pod = (socket.gethostname() if match["which"] == "auto" else match["which"]).partition(".")[0]
+    ordinal = _ORDINAL.fullmatch(pod[pod.rfind("-") :]) if "-" in pod else None
+    if ordinal is None:
+        problem = f"needs the name of a pod that ends in its ordinal, such as cfrw-3, and not {shown(pod)}"
+        raise InvalidValueError(shown(value), problem)
+    if int(ordinal[1]) >= count:
+        problem = f"is for the pods 0 to {count - 1}, and this is {shown(pod)}: there are more replicas than shards"
+        raise InvalidValueError(shown(value), problem)
+    return Shard(int(ordinal[1]) + 1, count)
 
 
 # ------------------------------------------------------------------------------------------------------------- files

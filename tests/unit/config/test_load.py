@@ -25,6 +25,7 @@ from worker.config import (
 )
 from worker.config.values import shown
 from worker.errors import ConfigError
+from worker.shards import Shard
 
 URL = "http://prometheus:9090/api/v1/write"
 EVERYWHERE = str(IPv4Address(0))
@@ -65,6 +66,7 @@ def test_a_token_and_a_url_are_enough() -> None:
             sample_timestamp=SampleTimestamp.START,
             graphql_requests_per_5_minutes=300,
             requests_per_5_minutes=1200,
+            shard=None,
             rate_limit_type="token",
         ),
         destinations=(DestinationSettings(name="default", url=URL),),
@@ -92,6 +94,7 @@ def test_everything_can_be_set_by_variables() -> None:
             "CF_SAMPLE_TIMESTAMP": "END",
             "CF_GRAPHQL_REQUESTS_PER_5_MINUTES": "4500",
             "CF_REQUESTS_PER_5_MINUTES": "600",
+            "CF_SHARD": "2/4",
             "CF_RATE_LIMIT_TYPE": "account",
             "LEDGER_PATH": "/data/ledger.db",
             "LEDGER_RETENTION_HOURS": "168",
@@ -115,6 +118,7 @@ def test_everything_can_be_set_by_variables() -> None:
         sample_timestamp=SampleTimestamp.END,
         graphql_requests_per_5_minutes=4500,
         requests_per_5_minutes=600,
+        shard=Shard(2, 4),
         rate_limit_type="account",
     )
     assert loaded.ledger == LedgerSettings(path=Path("/data/ledger.db"), retention_hours=168, max_bytes=2**30)

@@ -1,4 +1,5 @@
 import contextlib
+import socket
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from worker.config import values
 from worker.config.values import InvalidValueError
+from worker.shards import Shard
 
 UNITS_MS = {"y": 31_536_000_000, "w": 604_800_000, "d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
 TEN_YEARS = 315_360_000.0
@@ -176,3 +178,44 @@ def test_the_home_directory_can_be_written_as_a_tilde(monkeypatch: pytest.Monkey
 def test_what_cannot_be_a_path_is_refused(value: object) -> None:
     with pytest.raises(InvalidValueError, match="must be the path of a file"):
         values.file_path(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "shard"),
+    [
+        ("1/1", "", Shard(1, 1)),
+        (" 4/4 ", "", Shard(4, 4)),
+        ("auto/4", "cfrw-3", Shard(4, 4)),
+        ("auto/4", "my-cfrw-0.cfrw.monitoring.svc", Shard(1, 4)),
+        ("cfrw-2/4", "other-0", Shard(3, 4)),
+        (Shard(2, 3), "", Shard(2, 3)),
+    ],
+)
+def test_a_shard_is_a_number_or_the_ordinal_of_a_pod(
+    text: object, host: str, shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    assert values.shard(text) == shard
+    assert values.shard(str(shard)) == shard
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "problem"),
+    [
+        ("2", "", "must be i/n with n up to 1000, such as 2/4, or auto/n for the ordinal of this pod"),
+        ("1/0", "", "must be i/n"),
+        ("1/1001", "", "must be i/n"),
+        (None, "", "must be i/n"),
+        ("0/4", "", "must be from 1/4 to 4/4"),
+        ("5/4", "", "must be from 1/4 to 4/4"),
+        ("auto/4", "laptop", "needs the name of a pod that ends in its ordinal, such as cfrw-3, and not laptop"),
+        ("auto/4", "cfrw-7d4b", "and not cfrw-7d4b"),
+        ("cfrw-x/4", "", "and not cfrw-x"),
+        ("auto/4", "cfrw-4", "is for the pods 0 to 3, and this is cfrw-4: there are more replicas than shards"),
+    ],
+)
+def test_what_is_no_shard_is_refused(text: object, host: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    with pytest.raises(InvalidValueError) as caught:
+        values.shard(text)
+    assert problem in caught.value.problem

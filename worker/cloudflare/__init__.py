@@ -20,6 +20,7 @@ from worker.cloudflare.catalogue import (
 )
 from worker.cloudflare.client import OnRequest
 from worker.cloudflare.discovery import (
+    AccountList,
     TokenAccepted,
     TokenCheck,
     TokenRefused,
@@ -41,6 +42,7 @@ __all__ = [
     "WINDOWS_PER_QUERY",
     "ZONES_PER_QUERY",
     "Account",
+    "AccountList",
     "Answered",
     "Api",
     "ApiFailure",

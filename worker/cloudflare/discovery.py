@@ -1,4 +1,4 @@
-"""Discovery: is the token good, and which zones are there to be collected.
+"""Discovery: is the token good, and which zones and accounts are there to be collected.
 
 Over REST, 50 objects a page, all pages, and only believed when as many objects arrived as the API says there are: a
 listing that ends early must not look like zones that disappeared. Knows nothing of datasets.
@@ -13,7 +13,8 @@ import msgspec
 
 from worker.cloudflare.client import Answer, CloudflareClient, Refused
 from worker.cloudflare.errors import ApiFailure, ErrorKind, one_line
-from worker.cloudflare.scope import Zone
+from worker.cloudflare.quota import Priority
+from worker.cloudflare.scope import Account, Zone
 
 # The most that Cloudflare gives at once, for accounts as for zones.
 PER_PAGE = 50
@@ -41,6 +42,17 @@ class ZoneList:
 
     zones: tuple[Zone, ...]
     unmatched: tuple[Unmatched, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AccountList:
+    """The accounts to collect, by name.
+
+    is_whole: whether the token may list accounts; where it may not, these are the accounts that own zones.
+    """
+
+    accounts: tuple[Account, ...]
+    is_whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +129,10 @@ async def list_zones(
     owners: list[str | None] = [None]
     known_accounts: list[_Account] = []
     if accounts:
-        listed = await _all_pages(client, "/accounts", {}, _Page[_Account])
-        if isinstance(listed, list):
-            known_accounts = listed
-        # Reading accounts is a permission of its own, and Cloudflare may speak of its lack as of a wrong token. The
-        # zones name their accounts too, and listing them tells whether the token really is wrong.
-        elif listed.kind not in (ErrorKind.AUTH_SCOPE, ErrorKind.TOKEN):
+        listed = await _listed_accounts(client)
+        if isinstance(listed, ApiFailure):
             return listed
+        known_accounts = listed or []
         matching = [account.id for account in known_accounts if _fits(accounts, account.id, account.name)]
         if all(any(_fits([given], each.id, each.name) for each in known_accounts) for given in accounts):
             owners = list(matching)
@@ -135,6 +144,22 @@ async def list_zones(
             return listed_zones
         found.update((zone.id, zone) for zone in listed_zones)
     return _selected([_zone(zone) for zone in found.values()], known_accounts, accounts, zones, exclude_zones)
+
+
+async def list_accounts(
+    client: CloudflareClient, *, accounts: Sequence[str] = (), zones: Iterable[Zone] = ()
+) -> AccountList | ApiFailure:
+    """The accounts that the token can see and the setting (ids or names) allows, and those that own the zones.
+
+    zones: what was listed before.
+    """
+    listed = await _listed_accounts(client)
+    if isinstance(listed, ApiFailure):
+        return listed
+    names = {zone.account_tag: zone.account_name for zone in zones if zone.account_tag}
+    names.update((account.id, account.name or names.get(account.id, "")) for account in listed or ())
+    chosen = [Account(tag, name) for tag, name in names.items() if not accounts or _fits(accounts, tag, name)]
+    return AccountList(tuple(sorted(chosen, key=lambda each: (each.name, each.tag))), is_whole=listed is not None)
 
 
 async def verify_token(client: CloudflareClient) -> TokenCheck:
@@ -179,13 +204,26 @@ async def _verified(client: CloudflareClient, path: str) -> TokenCheck:
             assert_never(never)
 
 
+async def _listed_accounts(client: CloudflareClient) -> list[_Account] | ApiFailure | None:
+    """Every account that the token can see; None where it may not list them.
+
+    Reading accounts is a permission of its own, and Cloudflare may speak of its lack as of a wrong token. The zones
+    name their accounts too, and listing them tells whether the token really is wrong.
+    """
+    listed = await _all_pages(client, "/accounts", {}, _Page[_Account])
+    if isinstance(listed, ApiFailure) and listed.kind in (ErrorKind.AUTH_SCOPE, ErrorKind.TOKEN):
+        return None
+    return listed
+
+
 async def _all_pages(
     client: CloudflareClient, path: str, params: dict[str, str], kind: type[_Page[Listed]]
 ) -> list[Listed] | ApiFailure:
     """Every object of a listing, once."""
     objects: dict[str, Listed] = {}
     for number in range(1, _MAX_PAGES + 1):
-        match await client.get(path, {**params, "page": number, "per_page": PER_PAGE}):
+        asked = params | {"page": str(number), "per_page": str(PER_PAGE)}
+        match await client.get(path, asked, priority=Priority.DISCOVERY):
             case Refused(failures):
                 return failures[0]
             case Answer(body):

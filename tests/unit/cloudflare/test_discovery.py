@@ -4,10 +4,16 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.unit.cloudflare.fake import FakeCloudflare, tag
+from tests.clocks import ManualClock
+from tests.unit.cloudflare.fake import API_URL, TOKEN, FakeCloudflare, Network, tag
 from worker.cloudflare import (
+    Account,
+    AccountList,
+    Api,
     ApiFailure,
     ErrorKind,
+    Priority,
+    Quota,
     TokenAccepted,
     TokenRefused,
     TokenUnknown,
@@ -15,6 +21,9 @@ from worker.cloudflare import (
     Zone,
     ZoneList,
 )
+from worker.cloudflare.client import CloudflareClient
+from worker.cloudflare.discovery import list_accounts
+from worker.cloudflare.quota import Lease, Paused
 
 ACCOUNTS = [{"id": tag(0xA1), "name": "Acme Inc"}, {"id": tag(0xA2), "name": "Globex"}]
 TOKEN_ERROR = {"success": False, "errors": [{"code": 1000, "message": "Invalid API Token"}], "result": None}
@@ -160,6 +169,56 @@ async def test_accounts_are_not_listed_where_no_setting_needs_them() -> None:
     fake = serving(ZONES)
     await listed(fake)
     assert [request.url.path for request in fake.requests] == ["/client/v4/zones"]
+
+
+async def accounts_of(accounts: Any, *zones: Zone, only: Sequence[str] = ()) -> AccountList | ApiFailure:
+    clock = ManualClock()
+    network = Network(serving([], accounts))
+    client = CloudflareClient(api_url=API_URL, token=TOKEN, clock=clock, quota=Quota(clock), transport=network)
+    return await list_accounts(client, accounts=only, zones=zones)
+
+
+ACME, GLOBEX = (Account(each["id"], each["name"]) for each in ACCOUNTS)
+OWNED = (
+    Zone(tag(1), "a.example", GLOBEX.tag, "Globex"),
+    Zone(tag(2), "b.example", tag(0xA3)),
+    Zone(tag(3), "c.example"),
+)
+
+
+async def test_accounts_are_those_that_are_listed_and_those_that_own_zones() -> None:
+    assert await accounts_of(ACCOUNTS) == AccountList((ACME, GLOBEX), is_whole=True)
+    assert await accounts_of(ACCOUNTS, *OWNED) == AccountList((Account(tag(0xA3)), ACME, GLOBEX), is_whole=True)
+    unnamed = [{"id": GLOBEX.tag}]
+    assert await accounts_of(unnamed, *OWNED, only=["globex"]) == AccountList((GLOBEX,), is_whole=True)
+    assert await accounts_of(ACCOUNTS, *OWNED, only=["acme inc", tag(0xA3)]) == AccountList(
+        (Account(tag(0xA3)), ACME), is_whole=True
+    )
+
+
+async def test_listings_leave_the_quota_to_what_is_more_urgent() -> None:
+    class Recording(Quota):
+        async def acquire(self, *of: Any, **account: Any) -> Lease | Paused:
+            asked.append(of)
+            return await super().acquire(*of, **account)
+
+    asked: list[tuple[Any, ...]] = []
+    assert isinstance(
+        await serving(ZONES).api(quota=Recording(ManualClock())).list_zones(accounts=["globex"]), ZoneList
+    )
+    assert asked == [(Api.REST, Priority.DISCOVERY)] * 2
+
+
+@pytest.mark.parametrize("body", [NO_PERMISSION, TOKEN_ERROR])
+async def test_where_the_token_may_not_list_accounts_they_are_those_that_own_zones(body: Any) -> None:
+    found = await accounts_of(httpx.Response(403, json=body), *OWNED)
+    assert found == AccountList((Account(tag(0xA3)), GLOBEX), is_whole=False)
+
+
+async def test_accounts_that_could_not_be_listed_for_now_are_not_guessed_from_zones() -> None:
+    found = await accounts_of(httpx.Response(502), *OWNED)
+    assert isinstance(found, ApiFailure)
+    assert found.kind is ErrorKind.SERVER
 
 
 def always(response: Callable[[Mapping[str, str]], httpx.Response]) -> FakeCloudflare:

@@ -110,6 +110,10 @@ def test_the_sample_interval_is_a_field_like_others_and_the_number_that_ranks_is
     answer = entitled(FIREWALL, 60, allowing("count", "sum_visits"))
     assert isinstance(answer, Narrowed)
     assert answer.dropped == {"avg_sampleInterval"}
+    assert answer.dataset == replace(FIREWALL, is_sampled=False)
+    answer = entitled(FIREWALL, 60, allowing("sum_visits", "avg_sampleInterval"))
+    assert isinstance(answer, Narrowed)
+    assert answer.dataset.top == Top(50, ("sum", "visits"))
     answer = entitled(replace(FIREWALL, is_sampled=False), 60, allowing("count", "sum_visits", max_fields=3))
     assert isinstance(answer, Narrowed)
     assert fields_of(answer.dataset) == {"count"}

@@ -1,8 +1,8 @@
-"""In which order windows are sent: recent ones and a backlog take turns, those of a series strictly one by one."""
+"""In which order windows are sent: a backlog first, recent ones every few seconds, those of a series one by one."""
 
 import asyncio
 import tempfile
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ from tests.unit.pushing import (
 )
 from worker.ledger import Hole, HoleReason, record_holes
 from worker.remote_write import Later, Verdict
+from worker.turns import LIVE_INTERVAL_SECONDS
 
 __all__ = ["scene", "strict"]  # fixtures
 
@@ -44,11 +45,29 @@ def is_live(sent: Sent) -> bool:
 # ------------------------------------------------------------------------------------------ live and backlog
 
 
-async def test_recent_windows_and_the_backlog_take_turns_until_one_of_them_is_empty(scene: Scene) -> None:
+def taking(scene: Scene, seconds: float) -> None:
+    """Let every request take so long."""
+    scene.clock.set(scene.clock.now() + seconds)
+
+
+@pytest.mark.parametrize(("seconds", "backlog_between"), [(1.0, 10), (5.0, 2), (10.0, 1), (100.0, 1)])
+async def test_recent_windows_have_a_turn_every_ten_seconds_beside_a_backlog_that_goes_first(
+    seconds: float, backlog_between: int, scene: Scene
+) -> None:
     await scene.captured(ZONES, [*range(8), *LIVE])
+
+    def answer(_sent: Sent) -> Verdict:
+        taking(scene, seconds)
+        return ACCEPTED
+
+    scene.receiver.answer = answer
     await scene.pusher(max_shards=1, max_samples_per_send=3).drain(scene.stopping)
     turns = [is_live(sent) for sent in scene.receiver.sent]
-    assert turns == [True, False] * 10 + [False] * 30
+    first = turns.index(True)
+    # The next request is ready by the time that one ends.
+    assert backlog_between <= first <= backlog_between + 1
+    between = [len(list(group)) for live, group in groupby(turns[first:40]) if not live]
+    assert set(between[:-1]) <= {max(1, backlog_between - 1), backlog_between, backlog_between + 1}
     backlog = [sent.content[0] for sent in scene.receiver.sent if not is_live(sent)]
     live = [sent.content[0] for sent in scene.receiver.sent if is_live(sent)]
     for zone in ZONES:
@@ -62,6 +81,7 @@ async def test_recent_windows_that_come_in_do_not_wait_behind_the_backlog(scene:
     seen_at: dict[int, int] = {}
 
     async def answer(sent: Sent) -> Verdict:
+        taking(scene, LIVE_INTERVAL_SECONDS)
         number = len(scene.receiver.sent)
         seen_at.update((hour, number) for _, hour in sent.content if hour >= HOUR_NOW)
         if number % 7 == 0:
@@ -81,21 +101,32 @@ async def test_a_backlog_does_not_wait_behind_recent_windows_that_never_end(scen
     await scene.captured([1], LIVE)
 
     async def answer(sent: Sent) -> Verdict:
+        taking(scene, LIVE_INTERVAL_SECONDS)
         if is_live(sent) and (1, 19, "C0") not in scene.receiver.accepted:
             await scene.captured([1], [HOUR_NOW + len(scene.receiver.sent), HOUR_NOW + 1000 + len(scene.receiver.sent)])
         return ACCEPTED
 
     scene.receiver.answer = answer
     await scene.pusher(max_shards=1, max_samples_per_send=3).drain(scene.stopping)
-    first = [is_live(sent) for sent in scene.receiver.sent[:40]]
-    assert first == [True, False] * 20
+    turns = [is_live(sent) for sent in scene.receiver.sent]
+    until_the_end = turns[: len(turns) - turns[::-1].index(False)]
+    assert until_the_end.count(False) == 20
+    assert not any(now and then for now, then in pairwise(until_the_end)), "never two recent ones in a row"
 
 
 async def test_how_recent_a_window_has_to_be_is_a_setting(scene: Scene) -> None:
     await scene.captured([1], range(HOUR_NOW - 10, HOUR_NOW))
+
+    def answer(_sent: Sent) -> Verdict:
+        taking(scene, LIVE_INTERVAL_SECONDS)
+        return ACCEPTED
+
+    scene.receiver.answer = answer
     await scene.pusher(max_shards=1, max_samples_per_send=3, live_window_seconds=4 * HOUR).drain(scene.stopping)
     hours = [HOUR_NOW - hour for _, hour in scene.receiver.windows()]
-    assert hours == [4, 10, 3, 9, 2, 8, 1, 7, 6, 5]
+    assert [hour for hour in hours if hour > 4] == [10, 9, 8, 7, 6, 5]
+    assert [hour for hour in hours if hour <= 4] == [4, 3, 2, 1]
+    assert hours.index(4) < hours.index(8)
 
 
 async def test_a_strict_receiver_gets_everything_in_the_order_of_time(strict: Scene) -> None:

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar, assert_never
 
 from worker.clock import Clock
 from worker.cloudflare.catalogue import ScopeKind
+from worker.cloudflare.entitlements import Denied, Entitlement, Narrowed
 from worker.cloudflare.errors import ApiFailure, ErrorKind
 from worker.cloudflare.query import (
     ACCOUNTS_PER_QUERY,
@@ -173,6 +174,23 @@ class Limits:
             return False
         self._fields.learn(_key(source, scope), dropped)
         return True
+
+    def learn_entitlement(
+        self, source: Source, scope: Scope, entitlement: Entitlement | ApiFailure, verdict: Narrowed | Denied
+    ) -> None:
+        """Take what `settings` say of a scope for known: which fields it lacks, and how large its queries may be."""
+        match verdict:
+            case Narrowed(dropped=dropped):
+                self._fields.learn(_key(source, scope), self.dropped_fields(source, scope) | dropped)
+            case Denied():
+                pass
+            case _:
+                assert_never(verdict)
+        if isinstance(entitlement, Entitlement):
+            if entitlement.max_page_rows is not None:
+                self.learn_page_rows(source, entitlement.max_page_rows)
+            if entitlement.max_duration_seconds is not None:
+                self.learn_span(source, max(entitlement.max_duration_seconds, source.grain.width_seconds))
 
     def denial(self, source: Source, scope: Scope) -> ApiFailure | None:
         """Why the dataset should not be asked for at this moment, and for how long not."""

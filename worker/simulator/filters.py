@@ -35,15 +35,13 @@ def divided(whole: Filter, times: Collection[str]) -> tuple[Filter, Conditions]:
             continue
         if name in {"AND", "OR"}:
             below = [divided(each, times) for each in value]
-            # What lets everything through decides nothing of an AND, and all of an OR.
             if name == "AND":
+                # What lets everything through decides nothing.
                 below = [part for part in below if any(part)]
-            if not all(any(part) for part in below) or (name == "AND" and not below):
-                continue
             if name == "OR" and any(time for time, _ in below) and any(other for _, other in below):
                 message = "OR between times and other dimensions is not simulated"
                 raise GraphQLError(message)
-            if any(time for time, _ in below) or not below:
+            if any(time for time, _ in below) or (name == "OR" and not below):
                 of_time[name] = [time for time, _ in below]
             if any(other for _, other in below):
                 others.append((name, tuple(other for _, other in below)))

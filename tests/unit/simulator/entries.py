@@ -124,6 +124,15 @@ BUILDS = Dataset(
     totals=(total("sum", "buildMinutes"),),
     scope=ScopeKind.ACCOUNT,
 )
+PAGE_LOADS = Dataset(
+    name="page_loads",
+    help="Page loads, on a node that can filter by the second and not group by it.",
+    grains=grains("rumPageloadEventsAdaptiveGroups"),
+    totals=(total("count"), total("sum", "visits")),
+    scope=ScopeKind.ACCOUNT,
+    labels=(Label("device", "deviceType"),),
+    top=Top(5, ("count",)),
+)
 
 ENTRIES = (
     HTTP_REQUESTS,
@@ -138,4 +147,5 @@ ENTRIES = (
     ACCOUNT_HTTP,
     ACCOUNT_ROLLUP,
     BUILDS,
+    PAGE_LOADS,
 )

@@ -51,6 +51,7 @@ def test_a_better_plan_has_whatever_a_lesser_one_has(plan: Plan) -> None:
         assert own.not_older_than_seconds <= best.not_older_than_seconds
         assert own.max_duration_seconds <= best.max_duration_seconds
         assert own.denied_fields >= best.denied_fields
+        assert bool(own.denied_fields) == (own.is_enabled and plan is Plan.FREE)
 
 
 def test_settings_of_an_account_list_the_fields_of_its_nodes() -> None:

@@ -13,7 +13,8 @@ from worker.simulator.filters import END_OF_TIME, accepts, divided, spans
 WIDTHS = {"datetime": 60, "datetimeFiveMinutes": 300}
 LAST = 1_800
 
-times = st.integers(0, LAST)
+# Often just where a minute begins.
+times = st.one_of(st.integers(0, LAST), st.integers(0, LAST // 60).map(lambda minute: 60 * minute))
 comparisons = st.sampled_from(["", "_geq", "_gt", "_leq", "_lt", "_neq"])
 memberships = st.sampled_from(["_in", "_notin"])
 single = st.tuples(st.sampled_from(sorted(WIDTHS)), comparisons, times).map(

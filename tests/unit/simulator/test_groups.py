@@ -91,5 +91,7 @@ def test_rows_can_be_ordered_by_what_is_not_shown() -> None:
 def test_rows_come_in_no_order_unless_one_is_asked_for() -> None:
     some, others = (ask("datetimeFiveMinutes", salt=salt) for salt in "ab")
     assert some != others
+    equals = "limit: 10000, orderBy: [datetimeHour_ASC]"
+    assert len({str(ask("datetimeFiveMinutes", arguments=equals, salt=salt)) for salt in "abcd"}) > 1
     assert len(some) == len(others)
     assert all(row in others for row in some)

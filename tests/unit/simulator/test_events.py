@@ -24,6 +24,7 @@ from tests.unit.simulator.entries import (
 from tests.unit.simulator.worlds import NOW, changed, enterprise, world_of
 from worker.cloudflare.catalogue import Dataset, ScopeKind
 from worker.simulator.groups import Sampling
+from worker.simulator.nodes import shipped_datasets
 from worker.simulator.settling import AT_ONCE, HoldUp, Settling
 
 FLEET = enterprise(zones=10)
@@ -222,3 +223,14 @@ def test_little_traffic_is_not_sampled() -> None:
     rows = rows_of(ask_windows(changed(WORLD, sampling=Sampling()), HTTP, 60, [steady], DAY, DAY + 3_600))[steady]
     assert told(HTTP, 60, rows, DAY) == truths(HTTP, 60, steady, DAY, DAY + 3_600) != {}
     assert {row["avg"]["sampleInterval"] for row in rows} == {1.0}
+
+
+def test_every_shipped_dataset_is_answered_with_its_truth_and_none_is_empty() -> None:
+    shipped = shipped_datasets()
+    world = world_of(FLEET, datasets=shipped)
+    for dataset in shipped:
+        tag = scopes(dataset)[0]
+        rows = rows_of(ask_windows(world, dataset, 3_600, [tag], DAY, DAY + 3_600))[tag]
+        truth = world.events.truth(tag, dataset, DAY, 3_600)
+        assert truth, dataset.name
+        assert told(dataset, 3_600, rows, DAY) == {DAY: truth}, dataset.name

@@ -225,7 +225,8 @@ def _entitlement(settings: Any) -> Entitlement | ApiFailure:
 
 
 def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """A number of the schema's type uint64."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**64 else None
 
 
 def _bound(value: Any) -> int | None:

@@ -196,8 +196,8 @@ async def test_a_zone_that_is_missing_from_the_answer_is_noticed() -> None:
         ),
         ({"enabled": False}, Entitlement(enabled=False)),
         (
-            OPEN | {"notOlderThan": 10**30},
-            Entitlement(True, frozenset({"sum_requests"}), 54_000, 70, 10_000, 3153600000),
+            OPEN | {"notOlderThan": 10**15, "maxPageSize": 10**30},
+            Entitlement(True, frozenset({"sum_requests"}), 54_000, 70, None, 3153600000),
         ),
         (None, None),
         ([], None),

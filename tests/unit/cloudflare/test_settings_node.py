@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from tests.clocks import ManualClock
 from tests.unit.cloudflare.fake import API_URL, TOKEN, Network, error, refusal, tag
 from worker.cloudflare import ApiFailure, ErrorKind
-from worker.cloudflare.catalogue import ScopeKind
+from worker.cloudflare.catalogue import ScopeKind, shipped
 from worker.cloudflare.client import CloudflareClient
-from worker.cloudflare.entitlements import Entitlement, Entitlements
+from worker.cloudflare.entitlements import Entitlement, Entitlements, Narrowed, entitled
 from worker.cloudflare.quota import Api, Quota
 from worker.cloudflare.settings_node import RETRIES_PER_GROUP, SettingsQuery, read_entitlements
 from worker.simulator.api import ACCEPTED_BEARER, SimulatedApi
@@ -72,7 +73,7 @@ class Cloudflare:
         return found
 
 
-def test_the_query_is_valid_for_cloudflares_schema() -> None:
+def test_queries_for_all_nodes_of_the_catalogue_are_valid_for_cloudflares_schema() -> None:
     if not SCHEMA.exists():
         pytest.skip("Cloudflare's schema is not here")
     # Only the types around `settings`: the whole schema takes seconds to build.
@@ -92,10 +93,11 @@ def test_the_query_is_valid_for_cloudflares_schema() -> None:
     schema = build_schema(
         "\n".join((*types.values(), *inputs, "scalar uint64 scalar int64 scalar bool scalar string")), assume_valid=True
     )
-    for kind, node in ((ScopeKind.ZONE, "httpRequests1mGroups"), (ScopeKind.ACCOUNT, "workersInvocationsAdaptive")):
-        query = SettingsQuery(kind, (tag(1),), (node,))
-        assert validate(schema, parse(query.text)) == []
-        assert validate(schema, parse(query.text.replace(node, "noSuchNode"))) != []
+    for kind in ScopeKind:
+        nodes = {grain.node for dataset in shipped().values() if dataset.scope is kind for grain in dataset.grains}
+        text = SettingsQuery(kind, (tag(1),), tuple(nodes)).text
+        assert validate(schema, parse(text)) == []
+        assert validate(schema, parse(text.replace(min(nodes), "noSuchNode"))) != []
 
 
 async def test_zones_are_asked_for_in_tens_and_accounts_one_by_one() -> None:
@@ -111,7 +113,7 @@ async def test_zones_are_asked_for_in_tens_and_accounts_one_by_one() -> None:
     assert cloudflare.quota.remaining(Api.GRAPHQL) == 4_495  # five were sent after the first answer
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     st.sets(st.integers(0, 9), max_size=2),
     st.sets(st.integers(0, 24), max_size=2),
@@ -221,7 +223,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(JSON)
 async def test_no_answer_whatsoever_leaves_a_zone_without_an_outcome(answer: Any) -> None:
     def with_a_viewer(tags: Sequence[str], _nodes: Sequence[str]) -> httpx.Response:
@@ -232,9 +234,9 @@ async def test_no_answer_whatsoever_leaves_a_zone_without_an_outcome(answer: Any
         await Cloudflare(refuse).read([tag(1), tag(2)], NODES[:2])
 
 
-async def test_the_simulated_api_says_what_its_zones_are_entitled_to() -> None:
+async def test_the_simulated_api_says_what_its_zones_and_accounts_are_entitled_to() -> None:
     clock = ManualClock()
-    fleet = Fleet(1, zones=4)
+    fleet = Fleet(1, zones=3)
     client = CloudflareClient(
         api_url="http://api.test/client/v4",
         token=ACCEPTED_BEARER,
@@ -242,11 +244,19 @@ async def test_the_simulated_api_says_what_its_zones_are_entitled_to() -> None:
         quota=Quota(clock),
         transport=httpx.ASGITransport(SimulatedApi(fleet, clock)),
     )
-    nodes = ("httpRequests1mGroups", "httpRequests1hGroups")
-    found = await read_entitlements(client, ScopeKind.ZONE, [zone.tag for zone in fleet.zones], nodes)
-    for zone in fleet.zones:
-        minutes, hours = (found[zone.tag][node] for node in nodes)
-        assert isinstance(minutes, Entitlement)
-        assert isinstance(hours, Entitlement)
-        assert minutes.enabled == (zone.plan != "free")
-        assert "sum_countryMap" in hours.fields
+    tags_of = {
+        ScopeKind.ZONE: [zone.tag for zone in fleet.zones],
+        ScopeKind.ACCOUNT: [account.tag for account in fleet.accounts],
+    }
+    enabled = set()
+    for kind, tags in tags_of.items():
+        datasets = [dataset for dataset in shipped().values() if dataset.scope is kind]
+        nodes = {dataset.grain(3600).node for dataset in datasets}
+        found = await read_entitlements(client, kind, tags, sorted(nodes))
+        for tag_of_scope, dataset in product(tags, datasets):
+            known = found[tag_of_scope][dataset.grain(3600).node]
+            assert isinstance(known, Entitlement)
+            enabled.add(known.enabled)
+            # Its lists name everything that it has, so that only the plan denies a dataset.
+            assert isinstance(entitled(dataset, 3600, known), Narrowed) == known.enabled
+    assert enabled == {True, False}

@@ -236,6 +236,7 @@ class Quota:
                 self._leave(line, waiter)
             elif isinstance(waiter.outcome, Lease):
                 waiter.outcome.give_back()
+                self._serve()
             raise
 
     def pause(self, api: Api, seconds: float, scope: str | None = None) -> None:

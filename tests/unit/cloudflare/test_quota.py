@@ -220,19 +220,21 @@ async def test_what_another_process_sent_counts_until_five_minutes_after_its_end
         assert quota.recent_seconds_ago(Api.GRAPHQL) == [12.0, 2.0, 0.0]
 
 
-async def test_whoever_gives_up_after_a_place_was_handed_to_him_gives_it_back() -> None:
+async def test_whoever_gives_up_after_a_place_was_handed_to_him_passes_it_on() -> None:
     clock = ManualClock()
-    quota = Quota(clock, graphql=1)
-    with await lease(quota, Api.GRAPHQL):
-        pass
-    waiting = asyncio.create_task(quota.acquire(Api.GRAPHQL))
+    quota = Quota(clock, graphql=2)
+    quota.remember(Api.GRAPHQL, [100.0, 0.0])
+    waiting, next_one = (asyncio.create_task(quota.acquire(Api.GRAPHQL)) for _ in range(2))
     await clock.advance(0)
-    clock.set(clock.now() + 301)
+    clock.set(clock.now() + 201)
     with await lease(quota, Api.REST):  # whoever asks serves everybody
         waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert quota.remaining(Api.GRAPHQL) == 1
+    await clock.advance(0)
+    assert next_one.done()
+    assert isinstance(next_one.result(), Lease)
+    assert quota.remaining(Api.GRAPHQL) == 0
 
 
 @dataclass(frozen=True)

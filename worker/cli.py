@@ -28,9 +28,10 @@ from rich.table import Column, Table
 from worker import __version__
 from worker.app import Worker, stop_on_signals
 from worker.clock import SystemClock, wait_for_any
+from worker.cloudflare import SchemaCheck
 from worker.config import Settings, describe, load_settings
 from worker.config.endpoints import listen_address
-from worker.datasets import DatasetListing, catalogue_of, chosen_datasets, list_datasets
+from worker.datasets import DatasetListing, catalogue_of, check_datasets, chosen_datasets, list_datasets
 from worker.errors import LedgerHeldError, UsageError, WorkerError
 from worker.health import TokenState, Verdict
 from worker.ledger import (
@@ -181,9 +182,19 @@ def check(config_file: Path | None, *, config_only: bool, as_json: bool) -> None
 
 @main.command()
 @_config
+@click.option(
+    "--check",
+    "schema_file",
+    type=click.Path(path_type=Path),
+    metavar="SCHEMA",
+    help="Validate every query of every dataset against this GraphQL schema instead.",
+)
 @_json
-def datasets(config_file: Path | None, *, as_json: bool) -> None:
+def datasets(config_file: Path | None, *, schema_file: Path | None, as_json: bool) -> None:
     """List the catalogue: every dataset that can be collected, and whether it is."""
+    if schema_file is not None:
+        _check_datasets(check_datasets(schema_file, config_file, os.environ), as_json=as_json)
+        return
     listed = list_datasets(config_file, os.environ)
     if as_json:
         _print_json(listed)
@@ -195,6 +206,18 @@ def datasets(config_file: Path | None, *, as_json: bool) -> None:
         console.print(_listed(of_scope))
         console.print("")
     console.print("--json has their metrics", soft_wrap=True)
+
+
+def _check_datasets(found: SchemaCheck, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(found)
+    else:
+        for each in found.refusals:
+            click.echo(f"{each.dataset}, windows of {', '.join(map(span, each.widths_seconds))}: {each.reason}")
+        verdict = "some are not valid, see above" if found.refusals else "all are valid"
+        click.echo(f"{found.queries:,} queries of {found.datasets:,} datasets: {verdict}")
+    if found.refusals:
+        sys.exit(UsageError.exit_code)
 
 
 def _listed(listed: Sequence[DatasetListing]) -> Table:

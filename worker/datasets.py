@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.cloudflare import Catalogue, Dataset, extended, select_datasets
+from worker.cloudflare import Catalogue, Dataset, SchemaCheck, check_catalogue, extended, select_datasets
 from worker.config import BUCKET_SECONDS, CloudflareSettings, load_some
 from worker.errors import ConfigError, Mistake
 from worker.times import span
@@ -80,6 +80,11 @@ def list_datasets(config_file: Path | None, environ: Mapping[str, str]) -> tuple
     collected = _chosen(catalogue, given["CF_DATASETS"], given["CF_BUCKET_SECONDS"])
     zones_first = sorted(catalogue.values(), key=lambda dataset: dataset.scope, reverse=True)
     return tuple(_listing(each, given["CF_DELAY_SECONDS"], is_collected=each in collected) for each in zones_first)
+
+
+def check_datasets(schema_file: Path, config_file: Path | None, environ: Mapping[str, str]) -> SchemaCheck:
+    """The catalogue of this environment and file, held against a schema; UsageError where that cannot be done."""
+    return check_catalogue(extended(load_some(("CF_CATALOGUE",), config_file, environ)["CF_CATALOGUE"]), schema_file)
 
 
 def _listing(dataset: Dataset, delay_seconds: int, *, is_collected: bool) -> DatasetListing:

@@ -8,6 +8,7 @@ from pydantic import SecretStr
 
 from worker.cli import main
 from worker.cloudflare import shipped
+from worker.cloudflare.catalogue import load
 from worker.config import CloudflareSettings
 from worker.datasets import catalogue_of, chosen_datasets
 from worker.errors import ConfigError
@@ -99,6 +100,22 @@ def test_what_is_wrong_is_told_with_exit_code_2(own: Path, tmp_path: Path) -> No
     assert "unknown: https (did you mean http?)" in cfrw(CF_DATASETS="https").stderr
     assert "CF_BUCKET_SECONDS (given: 61)" in cfrw(CF_BUCKET_SECONDS="61").stderr
     assert "cannot be read: No such file" in cfrw("--config", str(tmp_path / "missing.yaml")).stderr
+
+
+def test_a_check_tells_what_the_schema_does_not_have_and_ends_with_code_2(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.datasets.extended", lambda file: load(file.read_text(), str(file)))
+    schema = tmp_path / "schema.graphql"
+    schema.write_text("type Query { viewer: string } scalar string")
+    result = cfrw("--check", str(schema), CF_CATALOGUE=str(own))
+    assert result.exit_code == 2
+    assert (
+        "own_requests, windows of 1m, 5m, 15m, 30m, 1h, 1d: Field 'viewer' must not have a selection" in result.stdout
+    )
+    assert result.stdout.splitlines()[-1] == "6 queries of 1 datasets: some are not valid, see above"
+    found = json.loads(cfrw("--json", "--check", str(schema), CF_CATALOGUE=str(own)).stdout)
+    assert (found["datasets"], found["queries"], found["refusals"][0]["dataset"]) == (1, 6, "own_requests")
 
 
 def settings(**given: object) -> CloudflareSettings:

@@ -35,6 +35,7 @@ from worker.cloudflare.fetch import Answered, Failed, ScopeAnswer
 from worker.cloudflare.query import NODES_PER_QUERY, WINDOWS_PER_QUERY, ZONES_PER_QUERY
 from worker.cloudflare.quota import Api, Priority, Quota, RateLimitType
 from worker.cloudflare.rows import Samples
+from worker.cloudflare.schema_check import SchemaCheck, check_catalogue
 from worker.cloudflare.scope import Account, Scope, Zone
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "Quota",
     "RateLimitType",
     "Samples",
+    "SchemaCheck",
     "Scope",
     "ScopeAnswer",
     "ScopeKind",
@@ -74,6 +76,7 @@ __all__ = [
     "Unmatched",
     "Zone",
     "ZoneList",
+    "check_catalogue",
     "dataset_groups",
     "entitled",
     "extended",

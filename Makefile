@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHON
 
-.PHONY: demo test setup setup-test receivers lint types contracts pytest bench format lock proto clean
+.PHONY: demo test setup setup-test receivers lint types contracts pytest bench datasets format lock proto clean
 
 demo: setup
 	@$(BIN)/cfrw demo
@@ -45,6 +45,10 @@ pytest: setup-test receivers
 
 bench: setup-test receivers
 	$(BIN)/python -m benchmarks
+
+# Writes docs/datasets.md anew from the catalogue.
+datasets: setup-test
+	$(BIN)/python -m tests.datasets_page
 
 format: setup-test
 	$(BIN)/ruff format .

@@ -17,10 +17,12 @@ import yaml
 from click.testing import CliRunner
 from starlette.routing import Route
 
+from tests import datasets_page
 from worker import __version__
 from worker.cli import EXIT_INCOMPLETE, main
 from worker.clock import SystemClock
-from worker.cloudflare import ErrorKind, shipped
+from worker.cloudflare import ErrorKind, dataset_groups, shipped
+from worker.cloudflare.catalogue import load
 from worker.config import (
     DESTINATION_KEYS,
     SECRET_FILE_KEYS,
@@ -40,6 +42,7 @@ from worker.status import StatusReport
 REPOSITORY = Path(__file__).parents[2]
 README = REPOSITORY / "README.md"
 METRICS = REPOSITORY / "docs" / "metrics.md"
+EXPORTERS = REPOSITORY / "docs" / "exporters.md"
 DESTINATIONS = REPOSITORY / "docs" / "destinations.md"
 OPERATIONS = REPOSITORY / "docs" / "operations.md"
 ARCHITECTURE = REPOSITORY / "docs" / "architecture.md"
@@ -298,6 +301,41 @@ def test_the_table_of_traffic_metrics_is_the_catalogue() -> None:
     ]
 
 
+def test_the_page_of_datasets_is_made_of_the_catalogue() -> None:
+    assert datasets_page.PAGE.read_text() == datasets_page.page(), "`make datasets` writes it anew"
+
+
+def test_the_readme_names_every_group() -> None:
+    documented = [code(group) for group, _ in table(README, "group", "what is in it")]
+    assert sorted(documented) == sorted(dataset_groups(shipped()))
+
+
+def exporters() -> list[tuple[str, str, str]]:
+    """What other exporters have: their names, the dataset here, and the query; all rows of the tables with these."""
+    rows = [cells(line) for line in prose(EXPORTERS).splitlines() if line.startswith("| `cloudflare_")]
+    return [(row[0], code(row[1]), code(row[2])) for row in rows if len(row) == 4]
+
+
+def test_what_stands_for_anothers_metric_is_in_the_dataset_that_is_named() -> None:
+    assert len(exporters()) > 50
+    for theirs, name, query in exporters():
+        asked = set(re.findall(r"\bcloudflare_\w+", query))
+        assert asked <= {metric.name for metric, _ in shipped()[name].metrics()} if name else not asked, theirs
+
+
+def test_no_metric_of_another_exporter_is_named_twice() -> None:
+    named = [name for theirs, _, _ in exporters() for name in codes(theirs)]
+    assert len(named) == len(set(named))
+
+
+@each_document
+def test_every_catalogue_in_a_document_is_sound(document: Path) -> None:
+    for block in blocks(document, "yaml"):
+        if block.title == "catalogue.yaml":
+            found = load(block.text, block.title, beside=shipped())
+            assert not isinstance(found, tuple), found
+
+
 def test_the_table_of_own_metrics_is_the_registry() -> None:
     documented = [
         (code(name), kind, tuple(codes(labels)), meaning)
@@ -355,6 +393,9 @@ def test_every_metric_that_a_document_names_exists(document: Path) -> None:
             document.read_text(),
         )
     )
+    if document == EXPORTERS:  # which says in its first columns what others call theirs
+        rows = [line for line in document.read_text().splitlines() if line.startswith("|")]
+        known |= {name for row in rows for name in codes(cells(row)[0])}
     assert named - known == set()
 
 
@@ -551,7 +592,7 @@ def test_every_configuration_in_a_document_is_sound(document: Path, tmp_path: Pa
 @each_document
 def test_every_block_of_yaml_says_what_file_it_is_and_is_yaml(document: Path) -> None:
     for block in blocks(document, "yaml"):
-        assert block.title in {"cfrw.yaml", "prometheus.yml", "rules.yml", "kustomization.yaml"}
+        assert block.title in {"cfrw.yaml", "catalogue.yaml", "prometheus.yml", "rules.yml", "kustomization.yaml"}
         assert isinstance(yaml.safe_load(block.text), Mapping)
 
 
@@ -565,7 +606,10 @@ def test_prometheus_takes_every_configuration_rule_and_query(
             checks.append(("config", block.text))
         elif block.title == "rules.yml":
             checks.append(("rules", block.text))
-    if queries := [query for block in blocks(document, "promql") for query in block.text.split("\n\n")]:
+    queries = [query for block in blocks(document, "promql") for query in block.text.split("\n\n")]
+    if document == EXPORTERS:
+        queries += [query for _, _, query in exporters() if query]
+    if queries:
         # What Grafana fills in. A recording rule is the only thing whose query promtool reads without a server.
         filled = [query.replace("$__interval_ms", "3600000").replace("$__interval", "1h") for query in queries]
         rules = [{"record": f"query_{number}", "expr": query} for number, query in enumerate(filled)]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from worker.cloudflare.catalogue import Dataset, ScopeKind, shipped
-from worker.cloudflare.catalogue.load import ALL, WIDTHS_SECONDS
+from worker.cloudflare.catalogue.entry import ALL, WIDTHS_SECONDS
 from worker.times import span
 
 PAGE = Path(__file__).parents[1] / "docs" / "datasets.md"

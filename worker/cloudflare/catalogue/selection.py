@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from worker.cloudflare.catalogue.load import ALL, Catalogue
+from worker.cloudflare.catalogue.entry import ALL
+from worker.cloudflare.catalogue.load import Catalogue
 from worker.cloudflare.catalogue.model import Dataset
 from worker.cloudflare.catalogue.nodes import nearest
 from worker.errors import Mistake

@@ -2,18 +2,25 @@
 
 import re
 from collections.abc import Container, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.unit.cloudflare.catalogue.sdl import Sdl, cloudflares_schema
 from worker.cloudflare.catalogue import Dataset, Grain, shipped
-from worker.cloudflare.catalogue.load import WIDTHS_SECONDS
+from worker.cloudflare.catalogue.entry import WIDTHS_SECONDS
 
 each_dataset = pytest.mark.parametrize("dataset", shipped().values(), ids=shipped())
 
 NUMBER = re.compile(r"(?:u?int|float)(?:8|16|32|64)!")
 # Names of hosts: there is no end to them, so only the dataset that is about them has them.
 HOSTS = re.compile(r"(?i).*host(?:name)?|queryname.*|fqdn|sni|domain(?:name)?")
+
+
+def test_no_shipped_file_overrides_a_dataset_of_another() -> None:
+    files = (Path(__file__).parents[4] / "worker" / "cloudflare" / "catalogue").glob("*.yaml")
+    names = [name for file in files for name in re.findall(r"^(\w+):", file.read_text(), re.MULTILINE)]
+    assert sorted(names) == sorted(shipped())
 
 
 @each_dataset

@@ -28,7 +28,7 @@ from worker.cloudflare.blame import blame, named_sources, names_nothing
 from worker.cloudflare.catalogue import Dataset
 from worker.cloudflare.client import Answer, Refused
 from worker.cloudflare.decode import Answers
-from worker.cloudflare.errors import ApiFailure, ErrorKind
+from worker.cloudflare.errors import ApiFailure, ErrorKind, one_line
 from worker.cloudflare.limits import Limits
 from worker.cloudflare.part import Pair, Part, pieces
 from worker.cloudflare.query import Source, WindowsQuery
@@ -39,9 +39,6 @@ from worker.cloudflare.scope import Scope
 # Halving the ten zones of one of them takes 18: 2 + 4 + 8, and 4 for the groups of three. A few more find out about a
 # field or a window. Where more than that is wrong, what was learnt makes the next groups smaller.
 RETRIES_PER_GROUP = 32
-_TOO_MANY_QUERIES = ApiFailure(
-    ErrorKind.REFUSED, f"not asked: the group of datasets and scopes had its {RETRIES_PER_GROUP} further queries"
-)
 # After so many queries in a row without an answer, Cloudflare is not there: three deadlines of 30 s are enough to know.
 _QUERIES_WITHOUT_ANSWER = 3
 
@@ -119,6 +116,7 @@ class Fetch:
         self._failed: dict[Pair, list[Failed]] = {}
         self._unanswered = 0
         self._stopped: ApiFailure | None = None
+        self._refusal: ApiFailure | None = None  # the last one
 
     async def run(self, sources: Sequence[Source], scopes: Sequence[Scope], starts: range) -> list[ScopeAnswer]:
         """Ask for these windows of these datasets and scopes, the oldest windows first."""
@@ -141,9 +139,11 @@ class Fetch:
     async def _group(self, group: Part) -> None:
         """Bring every window of a group to its answer, within the group's own allowance of queries."""
         pending = deque(pieces(group, self._limits))  # a group before may have taught a smaller size
+        # What is wrong with a single dataset of a single scope, perhaps window by window, waits for the innocent.
+        culprits: deque[Part] = deque()
         allowed = len(pending) + RETRIES_PER_GROUP
-        while pending:
-            part = pending.popleft()
+        while queue := pending or culprits:
+            part = queue.popleft()
             if self._stopped:
                 self._fail(part, self._stopped)
                 continue
@@ -151,13 +151,21 @@ class Fetch:
             askable = part.without(self._fail_denied(part))
             smaller = [piece for rest in askable for piece in pieces(rest, self._limits)]
             if smaller != [part]:
-                pending.extendleft(reversed(smaller))
+                queue.extendleft(reversed(smaller))
                 continue
             if not allowed:
-                self._fail(part, _TOO_MANY_QUERIES)
+                self._fail(part, self._too_many_queries())
                 continue
             allowed -= 1
-            pending.extendleft(reversed(await self._ask(part)))
+            again = await self._ask(part)
+            if queue is pending and part.is_single:
+                culprits.extend(again)
+            else:
+                queue.extendleft(reversed(again))
+
+    def _too_many_queries(self) -> ApiFailure:
+        text = f"not asked: {RETRIES_PER_GROUP} queries of its group were refused, the last one for: "
+        return ApiFailure(ErrorKind.REFUSED, one_line(text + (self._refusal.message if self._refusal else "")))
 
     async def _ask(self, part: Part) -> list[Part]:
         """Send the query for a part and settle what its answer settles; the parts to be asked instead."""
@@ -222,6 +230,7 @@ class Fetch:
     # --- refused queries -----------------------------------------------------------------------------------------
 
     def _refused(self, part: Part, failures: Sequence[ApiFailure]) -> list[Part]:
+        self._refusal = failures[0]
         guilty: dict[Pair, list[ApiFailure]] = {}
         for failure in failures:
             if self._concerns_everything(part, failure):

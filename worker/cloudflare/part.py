@@ -27,6 +27,11 @@ class Part:
         """Every dataset of every scope."""
         return ((source, scope) for source in self.sources for scope in self.scopes)
 
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one dataset of one scope."""
+        return len(self.sources) == len(self.scopes) == 1
+
     def source_halves(self) -> list["Part"]:
         """Half the datasets each; empty where there is only one."""
         middle = (len(self.sources) + 1) // 2

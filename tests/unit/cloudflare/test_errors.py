@@ -153,6 +153,42 @@ def test_the_path_tells_the_position_of_the_zone(path: Any, index: int | None) -
 
 
 @pytest.mark.parametrize(
+    ("path", "node"),
+    [
+        (["viewer", "zones", "0", "r2"], "r2"),
+        (["viewer", "zones", 0, "firewallEventsAdaptiveGroups"], "firewallEventsAdaptiveGroups"),
+        (["viewer", "accounts", "0", "r0"], "r0"),
+        (["viewer", "zones", "0", "r1", "0"], "0"),
+        (["viewer", "zones", "0"], None),
+        (["viewer", "zones"], None),
+        (["viewer", "zones", "0", 7], None),
+        (["viewer", "zones", "0", "x" * 1000], "x" * 100),
+        ("r0", None),
+        (None, None),
+    ],
+)
+def test_the_end_of_the_path_tells_the_dataset(path: Any, node: str | None) -> None:
+    assert only(200, body({"message": "boom", "path": path})).node == node
+
+
+def test_accounts_that_a_message_names_are_found() -> None:
+    failure = only(200, body({"message": f"Account {A} has exceeded its rate limit"}))
+    assert (failure.kind, failure.account_tags, failure.zone_tags) == (ErrorKind.RATE, (A,), ())
+
+
+@pytest.mark.parametrize(
+    ("message", "rows"),
+    [
+        ("limit must be positive number and not greater than 500", 500),
+        ("limit must be positive number and not greater than ten", None),
+        ("limit must be positive number and not greater than " + "9" * 5000, None),
+    ],
+)
+def test_the_largest_page_is_read_from_the_message(message: str, rows: int | None) -> None:
+    assert only(400, body({"message": message})).bound_rows == rows
+
+
+@pytest.mark.parametrize(
     ("message", "tags"),
     [
         (f"zone '{A}' does not have access to the path", (A,)),

@@ -498,9 +498,9 @@ async def test_a_query_that_is_too_expensive_or_too_large_is_halved_in_zones_the
     assert [(len(asked.zones), asked.limit - 1) for asked in fake.asked] == [
         (2, 30),
         (1, 30),
-        (1, 15),
-        (1, 15),
         (1, 30),
+        (1, 15),
+        (1, 15),
         (1, 15),
         (1, 15),
     ]

@@ -151,6 +151,8 @@ def label_value(value: str | int) -> str:
     return str(value) or UNKNOWN
 
 
+# The same windows are asked of every zone.
+@lru_cache(maxsize=1024)
 def start_of(text: str, time: TimeType) -> int:
     """Unix seconds of a row's window; -1 for a moment between two seconds, which starts no window.
 

@@ -20,7 +20,7 @@ from worker.cloudflare.errors import ApiFailure, ErrorKind
 from worker.cloudflare.fetch import Fetch, ScopeAnswer
 from worker.cloudflare.limits import Limits
 from worker.cloudflare.query import Source, WindowsQuery
-from worker.cloudflare.quota import Quota
+from worker.cloudflare.quota import Priority, Quota
 from worker.cloudflare.scope import Scope, Zone
 from worker.cloudflare.settings_node import read_entitlements
 
@@ -118,13 +118,20 @@ class CloudflareApi:
         return verdicts
 
     async def fetch(
-        self, datasets: Sequence[Dataset], width_seconds: int, scopes: Sequence[Scope], starts: Sequence[int]
+        self,
+        datasets: Sequence[Dataset],
+        width_seconds: int,
+        scopes: Sequence[Scope],
+        starts: Sequence[int],
+        *,
+        priority: Priority = Priority.LIVE,
     ) -> list[ScopeAnswer]:
         """Final numbers of a run of windows of some datasets and scopes.
 
         datasets: different ones, all for the kind of scope that is asked; ValueError otherwise.
         starts:   unix seconds, aligned, ascending, without a gap; ValueError otherwise. The caller asks only for
                   windows that are final.
+        priority: of its queries among all that wait for the quota.
 
         For every scope, and for every dataset of it, in the orders given: one Answered with the windows that were
         answered, if there are any, and a Failed for every run of windows that was not. Each window asked is in exactly
@@ -145,7 +152,11 @@ class CloudflareApi:
         if starts[0] % width_seconds or list(starts) != list(run):
             message = f"the starts of {width_seconds} s windows must be aligned, ascending and without a gap: {starts}"
             raise ValueError(message)
-        fetch = Fetch(send=self._send, decode=self._decoded, limits=self._limits, clock=self._clock)
+
+        async def send(query: WindowsQuery) -> Answer | Refused:
+            return await self._send(query, priority)
+
+        fetch = Fetch(send=send, decode=self._decoded, limits=self._limits, clock=self._clock)
         return await fetch.run(sources, scopes, run)
 
     async def aclose(self) -> None:
@@ -153,8 +164,13 @@ class CloudflareApi:
         await self._client.aclose()
         self._decoding.shutdown(wait=False)
 
-    async def _send(self, query: WindowsQuery) -> Answer | Refused:
-        outcome = await self._client.graphql(query.payload())
+    async def _send(self, query: WindowsQuery, priority: Priority) -> Answer | Refused:
+        tags = [scope.tag for scope in query.scopes]
+        # A query for several accounts' zones is counted against none of them.
+        account, *others = {scope.account_tag for scope in query.scopes}
+        outcome = await self._client.graphql(
+            query.payload(), priority=priority, scopes=tags, account="" if others else account
+        )
         match outcome:
             case Answer():
                 self.last_token_ok = True

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from worker.cloudflare.errors import ApiFailure, ErrorKind
 from worker.cloudflare.part import Pair, Part
 from worker.cloudflare.query import Source, alias
-from worker.cloudflare.scope import Scope, Zone
+from worker.cloudflare.scope import Scope
 
 # What is wrong with a scope as a whole, where the error names it and no dataset.
 _SCOPE_KINDS = frozenset({ErrorKind.AUTH_SCOPE, ErrorKind.RATE})
@@ -72,11 +72,7 @@ def _asks_for(source: Source, field: str) -> bool:
 def _scopes(part: Part, failure: ApiFailure) -> tuple[Sequence[Scope], bool]:
     """The scopes that the error may be about, and whether that is certain."""
     tags = {*failure.zone_tags, *failure.account_tags}
-    named = [
-        scope
-        for scope in part.scopes
-        if scope.tag in tags or (isinstance(scope, Zone) and scope.account_tag in failure.account_tags)
-    ]
+    named = [scope for scope in part.scopes if scope.tag in tags or scope.account_tag in failure.account_tags]
     if named or len(part.scopes) == 1:
         return named or part.scopes, True
     index = failure.zone_index

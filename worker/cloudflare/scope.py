@@ -48,6 +48,11 @@ class Account:
     name: str = ""
 
     @property
+    def account_tag(self) -> str:
+        """Its own id: an account belongs to itself."""
+        return self.tag
+
+    @property
     def kind(self) -> ScopeKind:
         """Which datasets are asked for it."""
         return ScopeKind.ACCOUNT

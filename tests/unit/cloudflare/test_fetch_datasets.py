@@ -1,6 +1,6 @@
 """Several datasets in one request: one of them never costs another its windows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,10 +22,11 @@ from tests.unit.cloudflare.datasets import (
     grains,
 )
 from tests.unit.cloudflare.fake import NOW, Asked, FakeCloudflare, answer_of, error, refusal, requests_in, tag, zone
-from worker.cloudflare import Account, Answered, CloudflareApi, Dataset, ErrorKind, Failed, Samples, Scope
+from worker.cloudflare import Account, Answered, Api, CloudflareApi, Dataset, ErrorKind, Failed, Samples, Scope
 from worker.cloudflare.catalogue import HTTP_REQUESTS, ScopeKind
 from worker.cloudflare.fetch import RETRIES_PER_GROUP
 from worker.cloudflare.query import NODES_PER_QUERY
+from worker.cloudflare.quota import Lease, Paused, Priority, Quota
 
 FIRST = NOW - NOW % 60 - 6000
 FIREWALL = replace(HTTP_OVERVIEW, name="firewall", grains=grains("firewallEventsAdaptiveGroups"), where=())
@@ -254,6 +255,34 @@ async def test_what_is_wrong_with_a_zone_as_a_whole_fails_all_its_datasets_at_on
     outcome = await fetched(fake.api(), FIVE, zones_of(10), starts_of(1))
     assert set(outcome.kinds) == {(dataset.name, tag(3)) for dataset in FIVE}
     assert len(fake.asked) == 2
+
+
+async def test_a_zone_whose_quota_is_used_up_is_not_asked_for_with_other_datasets_either() -> None:
+    text = f"Zone {tag(3)} has exceeded its rate limit"
+    fake = FakeCloudflare(refuse=refusing(lambda asked: error(text, code="budget") if tag(3) in asked.zones else None))
+    api = fake.api()
+    await fetched(api, (HTTP_CACHE,), zones_of(5), starts_of(1))
+    fake.asked.clear()
+    outcome = await fetched(api, (FIREWALL,), zones_of(5), starts_of(1))
+    assert outcome.kinds == {("firewall", tag(3)): {ErrorKind.RATE}}
+    assert [len(asked.zones) for asked in fake.asked] == [4]
+
+
+async def test_queries_wait_for_the_quota_by_their_priority() -> None:
+    seen: list[Priority] = []
+
+    class Watched(Quota):
+        async def acquire(
+            self, api: Api, priority: Priority = Priority.LIVE, scopes: Iterable[str] = (), *, account: str = ""
+        ) -> Lease | Paused:
+            seen.append(priority)
+            return await super().acquire(api, priority, scopes, account=account)
+
+    clock = ManualClock(NOW)
+    api = FakeCloudflare().api(clock, quota=Watched(clock))
+    await api.fetch((HTTP_CACHE,), 60, zones_of(1), starts_of(1), priority=Priority.BACKFILL)
+    await api.fetch((HTTP_CACHE,), 60, zones_of(1), starts_of(1))
+    assert seen == [Priority.BACKFILL, Priority.LIVE]
 
 
 async def test_an_account_that_the_error_names_fails_alone() -> None:

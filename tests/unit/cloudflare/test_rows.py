@@ -369,6 +369,7 @@ def test_one_datasets_rows_do_not_cost_another_its_windows() -> None:
         answer(query, [cache("hit", -1)], [{"dimensions": {"start": FIRST}, "count": 3, "avg": None}]),
         answer(query, None, [], []),
         answer(query, [], {}, "text"),
+        answer(query, []),
     ]
     kinds = [
         [found.kind if isinstance(found, ApiFailure) else "answered" for found in decode(body, query).values()]
@@ -377,6 +378,7 @@ def test_one_datasets_rows_do_not_cost_another_its_windows() -> None:
     assert kinds == [
         ["malformed", "answered", "malformed"],
         ["malformed", "answered", "answered"],
+        ["answered", "malformed", "malformed"],
         ["answered", "malformed", "malformed"],
     ]
 

@@ -31,7 +31,7 @@ Numbers = tuple[int | float | None, ...]
 
 # The schema's numbers. Negative, boolean, textual, infinite and missing ones are all refused.
 _Number = Annotated[int, msgspec.Meta(ge=0)] | Annotated[float, msgspec.Meta(ge=0)]
-_Value = str | int | bool
+_Value = str | int | float | bool
 _Key = str | Annotated[int, msgspec.Meta(ge=0)]
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -144,11 +144,15 @@ def _numbers_reader(dataset: Dataset) -> Callable[[Any], Numbers]:
     return read if len(paths) != 1 else one_by_one
 
 
-def label_value(value: str | int) -> str:
-    """The text that a value is written as."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value) or UNKNOWN
+def label_value(value: str | float) -> str:
+    """The text that a value is written as; a whole number as such, whatever its type in the schema."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case float() if value.is_integer():
+            return str(int(value))
+        case _:
+            return str(value) or UNKNOWN
 
 
 # The same windows are asked of every zone.

@@ -14,6 +14,7 @@ Knows nothing of receivers. What it keeps in memory is only a view of the ledger
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from enum import Enum, auto
 from typing import assert_never
 
 from worker.buckets import Bucket, Window, final_window_starts
@@ -25,11 +26,13 @@ from worker.cloudflare import (
     Dataset,
     ErrorKind,
     Failed,
+    Priority,
     Scope,
     ScopeAnswer,
     ScopeKind,
 )
 from worker.config import CloudflareSettings
+from worker.discovery import Discovery
 from worker.errors import LedgerFullError
 from worker.health import Health
 from worker.ledger import (
@@ -69,9 +72,25 @@ _DENIED_HOLD_SECONDS = 3600.0
 # Failures that usually say something about Cloudflare, the token or the quota, and not about the zones asked for.
 _NO_ANSWER = frozenset({ErrorKind.SERVER, ErrorKind.NETWORK, ErrorKind.RATE, ErrorKind.TOKEN, ErrorKind.ENDPOINT})
 
+# Of these, those that the zones asked for have no part in.
+_NOBODYS_FAULT = frozenset({ErrorKind.RATE, ErrorKind.TOKEN, ErrorKind.ENDPOINT})
+
 _DENIALS = frozenset({ErrorKind.PLAN_DATASET, ErrorKind.PLAN_FIELD, ErrorKind.AUTH_SCOPE})
 
 log = get_logger()
+
+
+class _Outcome(Enum):
+    """What came of a query."""
+
+    ANSWERED = auto()
+    """It brought something, if only a failure that says what is wrong."""
+
+    SILENT = auto()
+    """It had no answer, which may be the fault of one of those that it asked for."""
+
+    TURNED_AWAY = auto()
+    """It had no answer, whoever it asked for."""
 
 
 class Collector:
@@ -106,6 +125,7 @@ class Collector:
             health=health,
             metrics=metrics,
         )
+        self._discovery = Discovery(datasets, settings.bucket_seconds, api=api, ledger=ledger, clock=clock)
         self._cloudflare_answers = True
         self._worklists = [
             Worklist(
@@ -145,6 +165,7 @@ class Collector:
         try:
             while not stopping.is_set():
                 listed = await self._listing.refresh()
+                discovered = await self._discovery.step(self._listing.scopes)
                 for worklist in self._worklists:
                     await self._look_for_due_windows(worklist)
                 queries = next_round(self._worklists, self._listing.scopes, self._clock.monotonic())
@@ -158,7 +179,7 @@ class Collector:
                     self._metrics.collect_last_success_timestamp_seconds.set(self._clock.now())
                 # Hours of catching up are many passes to whoever watches.
                 self._health.completed(LOOP)
-                if not queries:
+                if not queries and discovered:
                     return listed
         except* LedgerFullError as errors:
             log.warning("Collection pauses: the ledger's volume is full", error=str(errors.exceptions[0]))
@@ -168,20 +189,27 @@ class Collector:
         """Ask some at a time, and leave the rest once several had no answer; tell whether any had one."""
         todo = iter(queries)
         unanswered: list[Query] = []
+        silent: list[Query] = []
         answered = 0
 
         async def ask_in_turn() -> None:
             nonlocal answered
             while len(unanswered) < _QUERIES_WITHOUT_ANSWER and not stopping.is_set() and (query := next(todo, None)):
-                if await self._ask(query):
-                    answered += 1
-                else:
-                    unanswered.append(query)
+                match await self._ask(query):
+                    case _Outcome.ANSWERED:
+                        answered += 1
+                    case _Outcome.SILENT:
+                        unanswered.append(query)
+                        silent.append(query)
+                    case _Outcome.TURNED_AWAY:
+                        unanswered.append(query)
+                    case outcome:
+                        assert_never(outcome)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(_QUERIES_AT_ONCE, len(queries))):
                 group.create_task(ask_in_turn())
-        for query in unanswered:
+        for query in silent:
             self._note_no_answer(query, alone=bool(answered) and len(query.scopes) == 1)
         return answered > 0
 
@@ -194,17 +222,20 @@ class Collector:
                 found.held_until, self._clock.monotonic() + min(hold_seconds, _NO_ANSWER_HOLD_SECONDS)
             )
 
-    async def _ask(self, query: Query) -> bool:
-        """Ask one query and write down what it brought; False when that was no answer at all."""
+    async def _ask(self, query: Query) -> _Outcome:
+        """Ask one query and write down what it brought."""
         self._health.beat(LOOP)
         worklists = {worklist.dataset.name: worklist for worklist in query.worklists}
         width_seconds = query.worklists[0].width_seconds
         datasets = [worklist.dataset for worklist in query.worklists]
-        answers = _oldest_first(await self._api.fetch(datasets, width_seconds, query.scopes, query.starts))
+        found = await self._api.fetch(
+            datasets, width_seconds, query.scopes, query.starts, priority=self._priority(query)
+        )
+        answers = _oldest_first(found)
         await self._log_requests()
         if not self._is_final(query):
             # The clock was set while nobody asked, and only the answer's date shows it: the next look begins anew.
-            return False
+            return _Outcome.TURNED_AWAY
         now = self._clock.now()
         buckets = [bucket for answer in answers if isinstance(answer, Answered) for bucket in self._buckets(answer)]
         if buckets:
@@ -216,10 +247,10 @@ class Collector:
             worklist = worklists[answer.dataset.name]
             match answer:
                 case Answered(scope=scope, windows=windows):
-                    found = worklist.outstanding[scope.tag]
-                    found.windows.discard(windows)
-                    found.is_failing = False
-                    found.unanswered = 0
+                    entry = worklist.outstanding[scope.tag]
+                    entry.windows.discard(windows)
+                    entry.is_failing = False
+                    entry.unanswered = 0
                     self._metrics.collect_folded_rows_total.labels(answer.dataset.name).inc(
                         sum(samples.folded for samples in windows.values())
                     )
@@ -230,7 +261,15 @@ class Collector:
         if holes:
             _tell_failures([answer for answer in answers if isinstance(answer, Failed)], holes)
             await self._ledger.write(record_holes, holes, now)
-        return not all(_is_no_answer(answer) for answer in answers)
+        if not all(_is_no_answer(answer) for answer in answers):
+            return _Outcome.ANSWERED
+        kinds = {answer.failure.kind for answer in answers if isinstance(answer, Failed)}
+        return _Outcome.TURNED_AWAY if kinds <= _NOBODYS_FAULT else _Outcome.SILENT
+
+    def _priority(self, query: Query) -> Priority:
+        """Windows that have just become final go before those that are caught up."""
+        newest = max(worklist.looked_at.stop for worklist in query.worklists)
+        return Priority.RETRY if query.is_retry or query.starts.stop < newest else Priority.LIVE
 
     async def _log_requests(self) -> None:
         """Keep what was sent, for the process that comes after this one, however this one ends."""
@@ -298,6 +337,7 @@ class Collector:
             self._health.token_refused(failure.message)
         elif failure.kind in _DENIALS:
             reason = HoleReason.DENIED
+            self._discovery.note_denial(failed.scope.tag)
             hold_seconds = failure.retry_after_seconds or _DENIED_HOLD_SECONDS
         elif failure.kind is ErrorKind.RETENTION and (expired := self._expired(failed)):
             reason = HoleReason.EXPIRED
@@ -332,21 +372,28 @@ class Collector:
         if starts.stop < before.stop:
             # Somebody set the clock back: what was due by the old time may not be, and what was too old may be due.
             worklist.outstanding.clear()
-        wanted = [scope.tag for scope in self._listing.scopes.values() if scope.kind is worklist.dataset.scope]
+        wanted = [tag for tag, scope in self._listing.scopes.items() if self._is_wanted(worklist.dataset, scope)]
         known = [tag for tag in wanted if tag in worklist.outstanding]
         unknown = [tag for tag in wanted if tag not in worklist.outstanding]
         new_starts = range(max(starts.start, before.stop), starts.stop, worklist.width_seconds)
         missing = await self._missing(worklist, known, new_starts) | await self._missing(worklist, unknown, starts)
-        for tag, found in list(worklist.outstanding.items()):
-            if tag in self._listing.scopes:
-                found.windows.discard_before(starts.start)
-            else:
-                del worklist.outstanding[tag]
+        for tag in worklist.outstanding.keys() - wanted:
+            del worklist.outstanding[tag]
+        for found in worklist.outstanding.values():
+            found.windows.discard_before(starts.start)
         for tag, runs in missing.items():
             found = worklist.outstanding.setdefault(tag, Outstanding(Runs()))
             for run in runs:
                 found.windows.append(run)
         worklist.looked_at = starts
+
+    def _is_wanted(self, dataset: Dataset, scope: Scope) -> bool:
+        """Whether the scope may be asked for the dataset; not before it is known what it may be asked for."""
+        return (
+            scope.kind is dataset.scope
+            and self._discovery.is_known(scope.tag)
+            and not self._discovery.is_denied(dataset, scope.tag)
+        )
 
     async def _missing(self, worklist: Worklist, tags: Sequence[str], starts: range) -> dict[str, list[range]]:
         if not tags or not starts:

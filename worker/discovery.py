@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import assert_never
 
 from worker.clock import Clock
-from worker.cloudflare import ZONES_PER_QUERY, CloudflareApi, Dataset, Denied, Narrowed, Scope, ScopeKind
+from worker.cloudflare import ZONES_PER_QUERY, ApiFailure, CloudflareApi, Dataset, Denied, Narrowed, Scope, ScopeKind
 from worker.ledger import Ledger, record_denials
 from worker.observe import get_logger
 
 # Plans change rarely, and Cloudflare tells a change by a denial at once.
 REFRESH_SECONDS = 86_400.0
-# After a denial that the last look did not foresee. Not at once again: `settings` may name a field that is refused.
-AFTER_DENIAL_SECONDS = 3600.0
+AGAIN_SECONDS = 3600.0
+"""After a denial that the last look did not foresee, or a look that failed."""
 # Groups of ten zones, or single accounts, in a step: as many as are sent at once to hide the latency.
 _GROUPS_AT_ONCE = 4
 
@@ -48,7 +48,7 @@ class Discovery:
 
     def note_denial(self, tag: str) -> None:
         """Cloudflare denied something that was asked for: look again soon."""
-        soon = self._clock.monotonic() + AFTER_DENIAL_SECONDS
+        soon = self._clock.monotonic() + AGAIN_SECONDS
         self._due_at[tag] = min(soon, self._due_at.get(tag, soon))
 
     async def step(self, scopes: Mapping[str, Scope]) -> bool:
@@ -67,6 +67,7 @@ class Discovery:
         datasets = self._of_kind[group[0].kind]
         verdicts = await self._api.discover(datasets, self._width_seconds, group)
         changes: dict[tuple[str, str], str | None] = {}
+        unknown: dict[str, ApiFailure] = {}
         for pair, verdict in verdicts.items():
             match verdict:
                 case Denied(reason=reason):
@@ -76,13 +77,24 @@ class Discovery:
                     if not self.is_known(pair[1]) or pair in self._denied:
                         self._denied.pop(pair, None)
                         changes[pair] = None
+                case ApiFailure():
+                    unknown[pair[1]] = verdict
                 case _:
                     assert_never(verdict)
         if changes:
             await self._ledger.write(record_denials, changes, self._clock.now())
         self._tell(group, changes)
+        if unknown:
+            failure = next(iter(unknown.values()))
+            log.warning(
+                "What zones or accounts are entitled to could not be read; they are asked for everything until then",
+                scopes=len(unknown),
+                kind=failure.kind,
+                error=failure.message,
+            )
+        now = self._clock.monotonic()
         for scope in group:
-            self._due_at[scope.tag] = self._clock.monotonic() + REFRESH_SECONDS
+            self._due_at[scope.tag] = now + (AGAIN_SECONDS if scope.tag in unknown else REFRESH_SECONDS)
 
     def _tell(self, group: Sequence[Scope], changes: Mapping[tuple[str, str], str | None]) -> None:
         """One line for each reason: a plan denies the same to many zones."""

@@ -94,7 +94,7 @@ class Listing:
                 log.warning("The token can read no zone that the settings ask for; the last list stays in force")
             case ZoneList(zones=zones, unmatched=unmatched):
                 _warn_unmatched(unmatched)
-                await self._take(zones)
+                await self._take(zones, await self._accounts(zones))
                 self._listed_at = monotonic
                 return True
             case _:
@@ -115,19 +115,39 @@ class Listing:
         accounts = [Account(scope.tag, scope.name) for scope in known if _is_account(scope)]
         chosen = [zone for zone in zones if selects(zone, **self._selection)]
         owners = {zone.account_tag for zone in chosen}
-        self._set([*chosen, *(account for account in accounts if account.tag in owners)])
+        owning = [account for account in accounts if not self._settings.zones or account.tag in owners]
+        left: list[Scope] = [*chosen, *owning]
+        self._set([scope for scope in left if self._is_ours(scope.tag)])
 
-    async def _take(self, zones: Sequence[Zone]) -> None:
-        accounts = {zone.account_tag: Account(zone.account_tag, zone.account_name) for zone in zones}
-        scopes: list[Scope] = [*zones]
-        if ScopeKind.ACCOUNT in self._kinds:
-            scopes += [account for tag, account in sorted(accounts.items()) if tag]
+    def _is_ours(self, tag: str) -> bool:
+        """Whether the scope is this worker's, of several that share them (CF_SHARD)."""
+        return self._settings.shard is None or self._settings.shard.holds(tag)
+
+    async def _accounts(self, zones: Sequence[Zone]) -> Sequence[Account]:
+        """Those that are collected: all that the token sees and CF_ACCOUNTS leaves, or where CF_ZONES chooses, theirs.
+
+        Where they cannot be listed, those that are known stay.
+        """
+        if ScopeKind.ACCOUNT not in self._kinds:
+            return ()
+        listed = await self._api.list_accounts(accounts=self._settings.accounts, zones=zones)
+        if isinstance(listed, ApiFailure):
+            log.warning(
+                "The accounts could not be listed; the last list stays in force", kind=listed.kind, error=listed.message
+            )
+            return [scope for scope in self.scopes.values() if isinstance(scope, Account)]
+        owners = {zone.account_tag for zone in zones}
+        return [account for account in listed.accounts if not self._settings.zones or account.tag in owners]
+
+    async def _take(self, zones: Sequence[Zone], accounts: Sequence[Account]) -> None:
+        listed: list[Scope] = [*zones, *accounts]
+        scopes = [scope for scope in listed if self._is_ours(scope.tag)]
         gone = await self._ledger.write(record_scopes, [_known(scope) for scope in scopes], self._clock.now())
         self._set(scopes)
         for scope in gone:
             told = {"account": scope.name} if _is_account(scope) else {"zone": scope.name, "zone_id": scope.tag}
             log.warning("A zone or account has disappeared; what was captured of it is kept", **told)
-        log.info("Listed the zones", zones=len(zones), accounts=len(accounts))
+        log.info("Listed the zones", zones=len(zones), accounts=len(accounts), collected=len(self.scopes))
 
     def _set(self, scopes: Sequence[Scope]) -> None:
         self.scopes = {scope.tag: scope for scope in scopes if scope.kind in self._kinds}

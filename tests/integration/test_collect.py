@@ -17,7 +17,7 @@ from worker.cloudflare import CloudflareApi, shipped
 from worker.collect import LOOP, Collector
 from worker.config import CloudflareSettings
 from worker.health import Health, TokenState
-from worker.ledger import HoleReason, Ledger
+from worker.ledger import HoleReason, Ledger, denials
 from worker.observe import Metrics
 from worker.simulator.api import ACCEPTED_BEARER, SimulatedApi
 from worker.simulator.faults import GraphqlError, HttpStatus, Surface, TokenRevoked, ZoneMissing
@@ -128,8 +128,8 @@ async def test_everything_that_is_due_is_captured_with_few_queries(width: int, a
     async with a_scene(bucket_seconds=width, replay_hours=48 if width > HOUR else 6) as scene:
         assert await scene.next_pass()
         assert await scene.lacking() == {}
-        # Twelve zones are two groups, of sixty windows at a time.
-        assert scene.simulated.stats.requests["graphql"] == 2 * -(-len(scene.due()) // 60)
+        # Twelve zones are two groups, of sixty windows at a time; and what each of them is entitled to.
+        assert scene.simulated.stats.requests["graphql"] == 2 * -(-len(scene.due()) // 60) + 2
 
 
 @pytest.mark.parametrize("kind", [RefusalKind.UNABLE, RefusalKind.INTERNAL, RefusalKind.TOO_BUSY])
@@ -167,10 +167,15 @@ async def test_a_zone_that_is_denied_costs_its_neighbours_nothing(kind: RefusalK
 
 async def test_zones_whose_plan_has_no_minutes_are_denied_and_the_others_collected(a_scene: MakeScene) -> None:
     async with a_scene(zones=6, plans=(Plan.FREE, Plan.BUSINESS), bucket_seconds=300) as scene:
-        assert not await scene.next_pass()
+        assert await scene.next_pass()
         free = {zone.tag for zone in scene.zones if zone.plan is Plan.FREE}
         assert set(await scene.lacking()) == free
-        assert set(await scene.reasons()) == {(tag, HoleReason.DENIED) for tag in free}
+        assert await scene.reasons() == {}
+        assert {denial.tag: denial.detail for denial in await scene.ledger.read(denials)} == dict.fromkeys(
+            free, "the plan does not include httpRequests1mGroups"
+        )
+        asked = 1 + -(-len(scene.due()) // 60)
+        assert scene.simulated.stats.requests["graphql"] == asked, "nobody asks for what is denied"
 
 
 async def test_windows_past_the_retention_of_a_plan_are_given_up_once(a_scene: MakeScene) -> None:

@@ -23,10 +23,14 @@ from worker.cloudflare import (
     ApiFailure,
     CloudflareApi,
     Dataset,
+    Denied,
     ErrorKind,
     Failed,
+    Narrowed,
+    Priority,
     Quota,
     Samples,
+    Scope,
     ScopeAnswer,
     TokenAccepted,
     TokenCheck,
@@ -112,6 +116,7 @@ class FakeCloudflare:
     bad_windows: set[tuple[Zone, int]] = field(default_factory=set)
     bad_window_kind: ErrorKind = ErrorKind.COST
     asked: list[Asked] = field(default_factory=list)
+    priorities: list[Priority] = field(default_factory=list)
     listed: int = 0
     before_answer: Callable[[], Any] = lambda: asyncio.sleep(0)
 
@@ -130,9 +135,21 @@ class FakeCloudflare:
         self.listed += 1
         return self.listing or ZoneList(tuple(self.zones))
 
+    async def discover(
+        self, datasets: Sequence[Dataset], _width: int, scopes: Sequence[Scope]
+    ) -> dict[tuple[str, str], Narrowed | Denied]:
+        return {(dataset.name, scope.tag): Narrowed(dataset) for dataset in datasets for scope in scopes}
+
     async def fetch(
-        self, _datasets: Sequence[Dataset], _width: int, zones: Sequence[Zone], starts: range
+        self,
+        _datasets: Sequence[Dataset],
+        _width: int,
+        zones: Sequence[Zone],
+        starts: range,
+        *,
+        priority: Priority,
     ) -> list[ScopeAnswer]:
+        self.priorities.append(priority)
         self.asked.append(Asked(self.clock.now(), tuple(each.tag for each in zones), starts))
         await self.before_answer()
         self.clock.set(self.clock.now() + self.query_seconds)
@@ -673,8 +690,8 @@ async def test_only_windows_that_are_older_than_the_bound_are_given_up(
     bound = failure(ErrorKind.RETENTION, bound_seconds=3 * HOUR)
     fetch = scene.api.fetch
 
-    async def failing_as_a_whole(*asked: Any) -> list[ScopeAnswer]:
-        await fetch(*asked)
+    async def failing_as_a_whole(*asked: Any, **options: Any) -> list[ScopeAnswer]:
+        await fetch(*asked, **options)
         return [Failed(shipped()["http_requests"], zone(1), asked[-1], bound)]
 
     monkeypatch.setattr(scene.api, "fetch", failing_as_a_whole)

@@ -134,7 +134,9 @@ async def test_a_clock_set_ahead_does_not_give_up_what_cloudflare_still_has(scen
     def right_now() -> float:
         return scene.clock.now() - scene.clock.ahead_seconds
 
-    async def fetch(_datasets: Sequence[Dataset], _width: int, zones: list[Zone], starts: range) -> list[ScopeAnswer]:
+    async def fetch(
+        _datasets: Sequence[Dataset], _width: int, zones: list[Zone], starts: range, **_options: Any
+    ) -> list[ScopeAnswer]:
         lost = [start for start in starts if start < right_now() - 4 * HOUR]
         if lost:
             return [Failed(shipped()["http_requests"], each, starts, bound) for each in zones]
@@ -157,7 +159,9 @@ async def test_a_clock_set_ahead_does_not_give_up_what_cloudflare_still_has(scen
 def split(scene: Scene, bad: Zone, kind: ErrorKind, lost: slice) -> None:
     """From now on Cloudflare fails some of the windows of one zone, and answers those around them."""
 
-    async def fetch(_datasets: Sequence[Dataset], _width: int, zones: list[Zone], starts: range) -> list[ScopeAnswer]:
+    async def fetch(
+        _datasets: Sequence[Dataset], _width: int, zones: list[Zone], starts: range, **_options: Any
+    ) -> list[ScopeAnswer]:
         answers: list[ScopeAnswer] = []
         for each in zones:
             failed = starts[lost] if each == bad else starts[:0]

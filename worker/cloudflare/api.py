@@ -99,22 +99,26 @@ class CloudflareApi:
 
     async def discover(
         self, datasets: Sequence[Dataset], width_seconds: int, scopes: Sequence[Scope]
-    ) -> dict[tuple[str, str], Narrowed | Denied]:
+    ) -> dict[tuple[str, str], Narrowed | Denied | ApiFailure]:
         """What the scopes, all of one kind, may be asked for, by the dataset's name and the scope's tag.
 
-        Later fetches leave out what is not among it. Costs one query for ten zones, or one account, and 25 nodes.
+        Later fetches leave out what is not among it; an ApiFailure says that it is not known. Costs one query for ten
+        zones, or one account, and 25 nodes.
         """
         sources = [Source(dataset, dataset.grain(width_seconds)) for dataset in datasets]
         nodes = list(dict.fromkeys(source.grain.node for source in sources))
         tags = [scope.tag for scope in scopes]
         found = await read_entitlements(self._client, scopes[0].kind, tags, nodes) if scopes and nodes else {}
-        verdicts: dict[tuple[str, str], Narrowed | Denied] = {}
+        verdicts: dict[tuple[str, str], Narrowed | Denied | ApiFailure] = {}
         for scope in scopes:
             for source in sources:
+                pair = (source.dataset.name, scope.tag)
                 entitlement = found[scope.tag].get(source.grain.node, _UNKNOWN)
-                verdict = entitled(source.dataset, width_seconds, entitlement)
+                if isinstance(entitlement, ApiFailure):
+                    verdicts[pair] = entitlement
+                    continue
+                verdict = verdicts[pair] = entitled(source.dataset, width_seconds, entitlement)
                 self._limits.learn_entitlement(source, scope, entitlement, verdict)
-                verdicts[source.dataset.name, scope.tag] = verdict
         return verdicts
 
     async def fetch(

@@ -176,7 +176,7 @@ class Limits:
         return True
 
     def learn_entitlement(
-        self, source: Source, scope: Scope, entitlement: Entitlement | ApiFailure, verdict: Narrowed | Denied
+        self, source: Source, scope: Scope, entitlement: Entitlement, verdict: Narrowed | Denied
     ) -> None:
         """Take what `settings` say of a scope for known: which fields it lacks, and how large its queries may be."""
         match verdict:
@@ -186,11 +186,10 @@ class Limits:
                 pass
             case _:
                 assert_never(verdict)
-        if isinstance(entitlement, Entitlement):
-            if entitlement.max_page_rows is not None:
-                self.learn_page_rows(source, entitlement.max_page_rows)
-            if entitlement.max_duration_seconds is not None:
-                self.learn_span(source, max(entitlement.max_duration_seconds, source.grain.width_seconds))
+        if entitlement.max_page_rows is not None:
+            self.learn_page_rows(source, entitlement.max_page_rows)
+        if entitlement.max_duration_seconds is not None:
+            self.learn_span(source, max(entitlement.max_duration_seconds, source.grain.width_seconds))
 
     def denial(self, source: Source, scope: Scope) -> ApiFailure | None:
         """Why the dataset should not be asked for at this moment, and for how long not."""

@@ -17,6 +17,7 @@ from dataclasses import replace
 from enum import Enum, auto
 from typing import assert_never
 
+from worker.admission import admit, plan_of
 from worker.buckets import Bucket, Window, final_window_starts
 from worker.clock import Clock, wait_for_any
 from worker.cloudflare import (
@@ -126,12 +127,14 @@ class Collector:
             metrics=metrics,
         )
         self._discovery = Discovery(datasets, settings.bucket_seconds, api=api, ledger=ledger, clock=clock)
+        self._datasets = datasets
+        self._is_admitted = False
         self._cloudflare_answers = True
         self._worklists = [
             Worklist(
                 dataset,
                 settings.bucket_seconds,
-                settings.delay_seconds if dataset.delay_seconds is None else dataset.delay_seconds,
+                max(settings.delay_seconds, dataset.delay_seconds or 0),
             )
             for dataset in datasets
         ]
@@ -166,6 +169,10 @@ class Collector:
             while not stopping.is_set():
                 listed = await self._listing.refresh()
                 discovered = await self._discovery.step(self._listing.scopes)
+                if listed and discovered and not self._is_admitted:
+                    scopes = self._listing.scopes.values()
+                    admit(plan_of(self._settings, self._datasets, scopes, self._discovery.is_denied))
+                    self._is_admitted = True
                 for worklist in self._worklists:
                     await self._look_for_due_windows(worklist)
                 queries = next_round(self._worklists, self._listing.scopes, self._clock.monotonic())

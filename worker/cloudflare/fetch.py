@@ -35,10 +35,10 @@ from worker.cloudflare.query import Source, WindowsQuery
 from worker.cloudflare.rows import Samples
 from worker.cloudflare.scope import Scope
 
-# Halving five datasets down to single ones takes 8 queries more: 2 + 2 + 2 for three that end as two and one, and 2.
-# Halving the ten zones of one of them takes 18: 2 + 4 + 8, and 4 for the groups of three. A few more find out about a
-# field or a window. Where more than that is wrong, what was learnt makes the next groups smaller.
-RETRIES_PER_GROUP = 32
+# Halving ten datasets down to single ones takes 18 queries more: 2 + 4 + 8, and 4 for the groups of three. Halving the
+# ten zones of one of them takes 18, too. A few more find out about a field or a window. Where more than that is wrong,
+# what was learnt makes the next groups smaller.
+RETRIES_PER_GROUP = 42
 # After so many queries in a row without an answer, Cloudflare is not there: three deadlines of 30 s are enough to know.
 _QUERIES_WITHOUT_ANSWER = 3
 

@@ -126,7 +126,7 @@ async def test_more_datasets_are_asked_in_further_queries() -> None:
     fake = FakeCloudflare()
     datasets = [replace(HTTP_OVERVIEW, name=f"overview{number}") for number in range(12)]
     await fetched(fake.api(), datasets, zones_of(20), starts_of(1))
-    assert sorted(len(asked.nodes) for asked in fake.asked) == [2, 2, 5, 5, 5, 5]
+    assert sorted(len(asked.nodes) for asked in fake.asked) == [2, 2, 10, 10]
     assert max(len(asked.nodes) for asked in fake.asked) == NODES_PER_QUERY
 
 

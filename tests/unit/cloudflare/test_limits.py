@@ -88,7 +88,7 @@ def test_a_query_for_accounts_asks_for_one() -> None:
 
 def test_the_ceiling_of_nodes_never_grows_by_learning_and_keeps_one() -> None:
     limits = Limits(ManualClock())
-    assert limits.nodes_per_query() == 50
+    assert limits.nodes_per_query() == 100
     for nodes, expected in ((25, 25), (30, 25), (0, 1)):
         limits.learn_nodes_per_query(nodes)
         assert limits.nodes_per_query() == expected

@@ -21,7 +21,18 @@ from tests.unit.cloudflare.datasets import (
     ZONE_DATASETS,
     grains,
 )
-from tests.unit.cloudflare.fake import NOW, Asked, FakeCloudflare, answer_of, error, refusal, requests_in, tag, zone
+from tests.unit.cloudflare.fake import (
+    NOW,
+    Asked,
+    FakeCloudflare,
+    answer_of,
+    error,
+    refusal,
+    requests_in,
+    small_quota,
+    tag,
+    zone,
+)
 from worker.cloudflare import Account, Answered, Api, CloudflareApi, Dataset, ErrorKind, Failed, Samples, Scope
 from worker.cloudflare.catalogue import HTTP_REQUESTS, ScopeKind
 from worker.cloudflare.fetch import RETRIES_PER_GROUP
@@ -559,7 +570,7 @@ async def test_every_window_has_one_answer_and_innocent_datasets_soon_have_their
 ) -> None:
     fake = FakeCloudflare(refuse=script.refuse)
     clock = ManualClock(NOW)
-    api = fake.api(clock)
+    api = fake.api(clock, quota=small_quota(clock, graphql=1_000_000, total=1_000_000))  # nobody advances the clock
     groups = 5 * count * windows if script.ceiling < 50 or script.widest < 3600 else 2
     lost = script.lost(count)
     kinds: Mapping[tuple[str, str], set[ErrorKind]] = {}
@@ -597,5 +608,7 @@ async def test_whatever_cloudflare_answers_in_turn_every_window_has_one_answer(
     zones = kind is ScopeKind.ZONE
     scopes: list[Scope] = zones_of(11) if zones else [Account(tag(1)), Account(tag(2))]
     datasets = FIVE if zones else ACCOUNT_DATASETS
-    await fetched(fake.api(), datasets, scopes, starts_of(windows))
+    clock = ManualClock(NOW)
+    api = fake.api(clock, quota=small_quota(clock, graphql=1_000_000, total=1_000_000))  # nobody advances the clock
+    await fetched(api, datasets, scopes, starts_of(windows))
     assert len(fake.asked) <= (4 + 2 * windows) * (1 + RETRIES_PER_GROUP)

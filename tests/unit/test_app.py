@@ -252,7 +252,7 @@ async def test_stopping_finishes_the_request_under_way_records_it_and_cuts_colle
         await answered.wait()
         return Accepted(204)
 
-    async def never(*_asked: Any) -> Any:
+    async def never(*_asked: Any, **_options: Any) -> Any:
         asked.set()
         await asyncio.Event().wait()
 
@@ -450,7 +450,7 @@ async def test_once_is_cut_off_when_it_is_told_to_stop_while_it_waits_for_cloudf
 ) -> None:
     asked = asyncio.Event()
 
-    async def never(*_asked: Any) -> Any:
+    async def never(*_asked: Any, **_options: Any) -> Any:
         asked.set()
         await asyncio.Event().wait()
 

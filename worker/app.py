@@ -20,7 +20,7 @@ import apsw
 
 from worker import __version__
 from worker.clock import Clock
-from worker.cloudflare import Api, CloudflareApi, Quota, RateLimitType
+from worker.cloudflare import Api, CloudflareApi, Priority, Quota, RateLimitType
 from worker.collect import LOOP as COLLECT
 from worker.collect import Collector
 from worker.config import Settings
@@ -243,7 +243,7 @@ class Worker:
         )
         return await report_status(self.ledger, self.settings, self._clock.now(), running)
 
-    def _count_request(self, api: Api, outcome: str, seconds: float) -> None:
+    def _count_request(self, api: Api, _priority: Priority, outcome: str, seconds: float) -> None:
         # Listing many zones, or taking a refused query apart, is one turn of the loop and many requests.
         self.health.beat(COLLECT)
         self.metrics.cloudflare_requests_total.labels(api, outcome).inc()

@@ -32,7 +32,7 @@ class CloudflareApi:
 
     api_url:          for example https://api.cloudflare.com/client/v4.
     token:            an API token of a user or of an account.
-    on_request:       told of every exchange: which API, "ok" or the kind of error, seconds.
+    on_request:       told of every exchange: which API, what it was for, "ok" or the kind of error, seconds.
     deadline_seconds: for one exchange, on the machine's own clock.
     quota:            for tests; otherwise Cloudflare's own limits.
     transport:        stands in for the network, in tests.

@@ -37,8 +37,8 @@ _GZIP = 16 + zlib.MAX_WBITS  # zlib's way to say "gzip header and trailer"
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
-OnRequest = Callable[[Api, str, float], None]
-"""Told of every exchange: which API, "ok" or the kind of error, and how many seconds it took."""
+OnRequest = Callable[[Api, Priority, str, float], None]
+"""Told of every exchange: which API, what it was for, "ok" or the kind of error, and how many seconds it took."""
 
 
 def _trusted() -> ssl.SSLContext:
@@ -48,7 +48,7 @@ def _trusted() -> ssl.SSLContext:
     return context
 
 
-def unobserved(_api: Api, _outcome: str, _seconds: float) -> None:
+def unobserved(_api: Api, _priority: Priority, _outcome: str, _seconds: float) -> None:
     """For whoever does not count requests."""
 
 
@@ -168,21 +168,21 @@ class CloudflareClient:
             case never:
                 assert_never(never)
         turn = self.quota.acquire(Api.GRAPHQL, priority, scopes, account=account)
-        return await self._exchange(Api.GRAPHQL, turn, "POST", "/graphql", content=payload, headers=headers)
+        return await self._exchange(Api.GRAPHQL, priority, turn, "POST", "/graphql", content=payload, headers=headers)
 
     async def get(
         self, path: str, params: Mapping[str, str | int], *, priority: Priority = Priority.LIVE
     ) -> Answer | Refused:
         """Read one page of the REST API."""
         turn = self.quota.acquire(Api.REST, priority)
-        return await self._exchange(Api.REST, turn, "GET", path, params=params)
+        return await self._exchange(Api.REST, priority, turn, "GET", path, params=params)
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
     async def _exchange(
-        self, api: Api, turn: Awaitable[Lease | Paused], method: str, path: str, **request: Any
+        self, api: Api, priority: Priority, turn: Awaitable[Lease | Paused], method: str, path: str, **request: Any
     ) -> Answer | Refused:
         match await turn:
             case Paused(seconds, scopes):
@@ -196,9 +196,9 @@ class CloudflareClient:
         seconds = self._clock.monotonic() - started
         match outcome:
             case Answer():
-                self._on_request(api, "ok", seconds)
+                self._on_request(api, priority, "ok", seconds)
             case Refused(failures):
-                self._on_request(api, failures[0].kind, seconds)
+                self._on_request(api, priority, failures[0].kind, seconds)
                 self._heed(api, failures)
             case never:
                 assert_never(never)

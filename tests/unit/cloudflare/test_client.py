@@ -215,7 +215,7 @@ async def test_cancelling_is_not_mistaken_for_the_deadline() -> None:
 
 async def test_every_exchange_is_observed_with_its_outcome_and_length() -> None:
     clock = ManualClock()
-    seen: list[tuple[Api, str, float]] = []
+    seen: list[tuple[Api, Priority, str, float]] = []
     answers = iter(
         [httpx.Response(200, content=OK), httpx.Response(503), refusal(error("rate limiter budget depleted"))]
     )
@@ -228,7 +228,8 @@ async def test_every_exchange_is_observed_with_its_outcome_and_length() -> None:
     for _ in range(3):
         await talker.graphql(b"{}")
     await talker.graphql(b"{}")  # paused: not a request
-    assert seen == [(Api.GRAPHQL, "ok", 2.0), (Api.GRAPHQL, "server", 2.0), (Api.GRAPHQL, "rate", 2.0)]
+    graphql = (Api.GRAPHQL, Priority.LIVE)
+    assert seen == [(*graphql, "ok", 2.0), (*graphql, "server", 2.0), (*graphql, "rate", 2.0)]
 
 
 async def test_every_request_draws_from_the_quota() -> None:

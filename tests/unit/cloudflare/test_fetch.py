@@ -31,6 +31,7 @@ from worker.cloudflare import (
     CloudflareApi,
     ErrorKind,
     Failed,
+    Priority,
     Samples,
     ScopeAnswer,
     Zone,
@@ -620,12 +621,26 @@ async def test_every_query_is_drawn_from_the_quota() -> None:
 async def test_requests_are_observed_by_outcome() -> None:
     seen: list[tuple[str, str]] = []
 
-    def on_request(api: Api, outcome: str, _seconds: float) -> None:
+    def on_request(api: Api, _priority: Priority, outcome: str, _seconds: float) -> None:
         seen.append((api, outcome))
 
     fake = FakeCloudflare(refuse=naming([1], "zone '{zone}' does not have access to the path"))
     await fetched(fake.api(on_request=on_request), zones_of(2), starts_of(1))
     assert seen == [("graphql", "plan_dataset"), ("graphql", "ok")]
+
+
+@pytest.mark.parametrize("priority", [None, Priority.DRIFT])
+async def test_every_query_of_a_fetch_draws_from_the_quota_with_its_priority(priority: Priority | None) -> None:
+    seen: list[tuple[Priority, str]] = []
+    fake = FakeCloudflare(refuse=naming([1], "zone '{zone}' does not have access to the path"))
+    api = fake.api(on_request=lambda _api, sent, outcome, _seconds: seen.append((sent, outcome)))
+    starts = starts_of(1)
+    if priority is None:
+        await api.fetch([HTTP_REQUESTS], starts.step, zones_of(2), starts)
+    else:
+        await api.fetch([HTTP_REQUESTS], starts.step, zones_of(2), starts, priority=priority)
+    wanted = priority or Priority.LIVE
+    assert seen == [(wanted, "plan_dataset"), (wanted, "ok")]
 
 
 async def test_closing_closes_the_connections() -> None:

@@ -429,6 +429,45 @@ SELECT dataset.name, count(*)
 FROM drift CROSS JOIN bucket ON bucket.id = drift.bucket_id CROSS JOIN dataset ON dataset.id = bucket.dataset_id
 GROUP BY dataset.id
 
+-- name: newest_bucket
+SELECT max(id) FROM bucket
+
+-- name: captured_at_from
+SELECT captured_at FROM bucket WHERE id >= :id ORDER BY id LIMIT 1
+
+-- name: captured_after
+SELECT bucket.id, dataset.name, scope.tag, bucket.width_seconds, bucket.start, bucket.captured_at
+FROM bucket
+CROSS JOIN dataset ON dataset.id = bucket.dataset_id
+CROSS JOIN scope ON scope.id = bucket.scope_id
+WHERE bucket.id > :after_id
+ORDER BY bucket.id
+LIMIT :most
+
+-- name: readings_of
+SELECT after_seconds FROM reading WHERE bucket_id = :bucket_id
+
+-- name: whole_bucket
+SELECT
+    dataset_id, scope_id, width_seconds, start, timestamp_ms,
+    CAST(series_ids AS BLOB), CAST(sample_values AS BLOB), checksum
+FROM bucket WHERE id = :id
+
+-- name: record_reading
+INSERT INTO reading (bucket_id, after_seconds, dataset_id, read_at, samples_differing, relative_difference)
+SELECT id, :after_seconds, dataset_id, :now, :samples_differing, :relative_difference
+FROM bucket WHERE id = :bucket_id
+ON CONFLICT DO NOTHING
+
+-- name: newest_readings
+SELECT
+    reading.bucket_id, bucket.captured_at - bucket.start - bucket.width_seconds, reading.after_seconds,
+    reading.samples_differing, reading.relative_difference
+FROM reading CROSS JOIN bucket ON bucket.id = reading.bucket_id
+WHERE reading.dataset_id = (SELECT id FROM dataset WHERE name = :dataset)
+ORDER BY reading.bucket_id DESC
+LIMIT :most
+
 -- name: denied
 SELECT dataset.name, scope.tag, scope.name, denial.denied_at, denial.detail
 FROM denial

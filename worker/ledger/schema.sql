@@ -2,7 +2,8 @@
 --
 -- Versions (PRAGMA user_version; worker/ledger/migrations.py):
 --   1  the first
---   2  the samples that were refused, one by one; segments of a queue in seconds; what scopes are not entitled to
+--   2  the samples that were refused, one by one; segments of a queue in seconds; what scopes are not entitled to;
+--      captured windows that were read again
 --
 -- A fact and the change of state that it justifies are always written in one transaction. Nothing here is updated
 -- after it was inserted except what a sentence below says.
@@ -163,6 +164,18 @@ CREATE TABLE drift (
     seen_at           INTEGER NOT NULL,
     samples_differing INTEGER NOT NULL
 ) STRICT;
+
+-- A captured bucket that was read again on purpose, to see whether it was final. The bucket stays as it is.
+CREATE TABLE reading (
+    bucket_id           INTEGER NOT NULL REFERENCES bucket (id) ON DELETE CASCADE,
+    after_seconds       INTEGER NOT NULL,  -- how long after its capture it was to be read
+    dataset_id          INTEGER NOT NULL,  -- copied from the bucket, for the newest readings of a dataset
+    read_at             INTEGER NOT NULL,
+    samples_differing   INTEGER NOT NULL,
+    relative_difference REAL,  -- of the total of its first metric; NULL where none of its metrics can be summed
+    PRIMARY KEY (bucket_id, after_seconds)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX reading_by_dataset ON reading (dataset_id, bucket_id);
 
 -- The journal: every repair that was asked for. State and result change as it is carried out.
 CREATE TABLE job (

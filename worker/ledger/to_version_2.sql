@@ -87,3 +87,14 @@ CREATE TABLE denial (
     detail     TEXT NOT NULL,     -- bounded text
     PRIMARY KEY (dataset_id, scope_id)
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE reading (
+    bucket_id           INTEGER NOT NULL REFERENCES bucket (id) ON DELETE CASCADE,
+    after_seconds       INTEGER NOT NULL,  -- how long after its capture it was to be read
+    dataset_id          INTEGER NOT NULL,  -- copied from the bucket, for the newest readings of a dataset
+    read_at             INTEGER NOT NULL,
+    samples_differing   INTEGER NOT NULL,
+    relative_difference REAL,  -- of the total of its first metric; NULL where none of its metrics can be summed
+    PRIMARY KEY (bucket_id, after_seconds)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX reading_by_dataset ON reading (dataset_id, bucket_id);

@@ -13,7 +13,7 @@ from worker.ledger.session import QUERIES
 FOLDER = Path(worker.ledger.__file__).parent
 
 # Tables that grow with every window; the others have a row per zone, dataset, destination or repair.
-GROWING = {"bucket", "delivery", "series", "hole", "refusal"}
+GROWING = {"bucket", "delivery", "series", "hole", "refusal", "reading"}
 
 # Which statements an index is there for.
 PURPOSE = {
@@ -26,6 +26,7 @@ PURPOSE = {
     "refusal_by_destination": {"newest_refusals", "refused_samples"},
     "hole_by_start": {"prune_holes", "hole_counts"},
     "job_asked": {"oldest_asked_job"},
+    "reading_by_dataset": {"newest_readings"},
 }
 
 # These count what is in an index, or look at what there is little of.

@@ -1,10 +1,10 @@
 """The worker as a whole: what is made, in which order it runs, and in which order it stops.
 
 `Worker` puts the parts together; nothing else knows more than its own neighbours. Collection, one pusher per
-destination, upkeep, repairs and the HTTP side run beside each other and meet in the ledger.
+destination, upkeep, repairs, the measuring of drift and the HTTP side run beside each other and meet in the ledger.
 
-Stopping: collection, upkeep and repairs are cut off where they are, since what they have not committed they do again;
-pushers finish the request that is under way and record its outcome; then the ledger is checkpointed and closed.
+Stopping: collection, drift, upkeep and repairs are cut off where they are, since what they have not committed they do
+again; pushers finish the request that is under way and record its outcome; then the ledger is checkpointed and closed.
 """
 
 import asyncio
@@ -25,6 +25,8 @@ from worker.collect import LOOP as COLLECT
 from worker.collect import Collector
 from worker.config import Settings
 from worker.datasets import catalogue_of, chosen_datasets
+from worker.drift import LOOP as DRIFT
+from worker.drift import DriftMeter
 from worker.errors import WorkerError
 from worker.health import Health
 from worker.ledger import Ledger, register_destinations
@@ -105,6 +107,14 @@ class Worker:
             ledger=self.ledger,
             clock=clock,
             health=self.health,
+            metrics=self.metrics,
+        )
+        self.drift_meter = DriftMeter(
+            settings.cloudflare,
+            datasets=datasets,
+            api=self.api,
+            ledger=self.ledger,
+            clock=clock,
             metrics=self.metrics,
         )
         metadata = {
@@ -188,6 +198,8 @@ class Worker:
                     group.create_task(self.maintainer.run(stopping), name=MAINTAIN),
                     group.create_task(self.repairer.run(stopping), name=REPAIR),
                 ]
+                if self.settings.cloudflare.drift_sample_percent:
+                    cut_off.append(group.create_task(self.drift_meter.run(stopping), name=DRIFT))
                 group.create_task(server.serve(), name="serve")
                 await stopping.wait()
                 log.info("The worker stops as soon as the requests under way have their answers")
@@ -243,9 +255,10 @@ class Worker:
         )
         return await report_status(self.ledger, self.settings, self._clock.now(), running)
 
-    def _count_request(self, api: Api, _priority: Priority, outcome: str, seconds: float) -> None:
+    def _count_request(self, api: Api, priority: Priority, outcome: str, seconds: float) -> None:
         # Listing many zones, or taking a refused query apart, is one turn of the loop and many requests.
-        self.health.beat(COLLECT)
+        if priority is not Priority.DRIFT:
+            self.health.beat(COLLECT)
         self.metrics.cloudflare_requests_total.labels(api, outcome).inc()
         self.metrics.cloudflare_request_duration_seconds.labels(api).observe(seconds)
 

@@ -16,6 +16,7 @@ from tests.truth import SAME, difference, expected_content
 from worker.app import ONCE_ATTEMPTS, Worker, stop_on_signals
 from worker.buckets import final_window_starts
 from worker.clock import Clock
+from worker.cloudflare import Api, Priority
 from worker.config import (
     CloudflareSettings,
     DestinationSettings,
@@ -218,6 +219,25 @@ async def test_a_loop_is_allowed_the_longest_that_it_may_have_to_wait(scene: Sce
         assert allowed["collect"] > 1000 * 300 / 300 + 60
         # A receiver may ask for 5 minutes, to which a tenth comes by chance, and a request may take 30 s.
         assert allowed["push:memory"] > 300 * 1.1 + 30
+
+
+@pytest.mark.parametrize("percent", [0.0, 1.0])
+async def test_captured_windows_are_read_again_unless_that_is_switched_off(percent: float, scene: Scene) -> None:
+    cloudflare = scene.settings.cloudflare.model_copy(update={"drift_sample_percent": percent})
+    worker = scene.changed(cloudflare=cloudflare).worker()
+    async with running(scene, worker) as task:
+        await sees(lambda: worker.health.readiness().ok, task)
+        tasks = {each.get_name() for each in asyncio.all_tasks()}
+        exposition, _ = worker.metrics.exposition("")
+    assert ("drift" in tasks, b'cfrw_drift_readings_total{after="900"' in exposition) == (bool(percent), bool(percent))
+
+
+async def test_a_request_for_drift_does_not_show_that_collection_turns(scene: Scene) -> None:
+    async with scene.worker() as worker:
+        worker._count_request(Api.GRAPHQL, Priority.DRIFT, "ok", 1.0)
+        assert worker.health.loops()["collect"].beat_at is None
+        worker._count_request(Api.GRAPHQL, Priority.RETRY, "ok", 1.0)
+        assert worker.health.loops()["collect"].beat_at is not None
 
 
 async def test_every_request_to_cloudflare_shows_that_collection_turns(scene: Scene) -> None:

@@ -118,6 +118,8 @@ def _single_as_text(name: str, attribute: str, value: object) -> str:
             text = values.size_text(value)
         case int() | float() if attribute.endswith("_seconds") and not name.endswith("_SECONDS"):
             text = values.duration_text(value)
+        case float():
+            text = f"{value:g}"
         case _:
             text = str(value)
     return text

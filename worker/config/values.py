@@ -13,10 +13,15 @@ import socket
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from typing import TypeGuard
 
 from worker.series import LABEL_NAME
 from worker.shards import Shard
+
+# Each is a label value of metrics, and a further query for what is read.
+_MOST_SECONDS = 8
 
 _SHOWN_CHARACTERS = 80  # of a wrong value: enough to recognise it, and a mistake still fits a line or two
 
@@ -72,6 +77,28 @@ def one_of(value: object, allowed: Sequence[int], unit: str) -> int:
     if number is None or number not in allowed:
         raise InvalidValueError(shown(value), f"must be one of {', '.join(map(str, allowed))} ({unit})")
     return number
+
+
+def percentage(value: object) -> float:
+    """A number of hundredths from 0 to 100, which may have decimals."""
+    text = str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,9})?", text) or float(text) > 100:
+        raise InvalidValueError(shown(value), "must be a number of percent from 0 to 100, such as 0.5, without a sign")
+    return float(text)
+
+
+def rising_seconds(value: object) -> tuple[int, ...]:
+    """Numbers of seconds separated by commas, or a list of them, each longer than the one before."""
+    items: Sequence[object] = value.split(",") if isinstance(value, str) else value if _is_list(value) else [value]
+    seconds = tuple(whole_number(item, minimum=60, maximum=86_400, unit="seconds") for item in items)
+    if len(seconds) > _MOST_SECONDS or not all(before < after for before, after in pairwise(seconds)):
+        problem = f"must be {_MOST_SECONDS} numbers of seconds at most, separated by commas and ascending"
+        raise InvalidValueError(shown(value), problem)
+    return seconds
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(value, Sequence)
 
 
 def _digits(value: object) -> int | None:

@@ -6,7 +6,7 @@ when a loop last passed. Knows nothing of Cloudflare, of the ledger or of remote
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,6 +30,9 @@ REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 # A collection pass takes from nothing to do (ms) over one query (1 s) to waiting for the API budget (300 s).
 PASS_SECONDS = (0.01, 0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600)
+
+# What settles late is mostly per mille of a window; 0 are those that are the same.
+RELATIVE_DIFFERENCES = (0, 0.001, 0.01, 0.1, 1)
 
 MetricT = TypeVar("MetricT", Counter, Gauge, Histogram)
 
@@ -111,6 +114,39 @@ class Metrics:
             Counter,
             "cfrw_collect_folded_rows_total",
             "Combinations of label values beyond a dataset's top that were summed up in the labels `other`.",
+            ("dataset",),
+        )
+        drift = ("dataset", "after")
+        self.drift_readings_total = self._new(
+            Counter,
+            "cfrw_drift_readings_total",
+            "Captured windows that were read again, by the seconds after their capture.",
+            drift,
+        )
+        self.drift_differing_readings_total = self._new(
+            Counter,
+            "cfrw_drift_differing_readings_total",
+            "Those of them for which Cloudflare answered differently; they stay as captured.",
+            drift,
+        )
+        self.drift_relative_difference = self._new(
+            Histogram,
+            "cfrw_drift_relative_difference",
+            "By how much the total of the dataset's first metric had changed, in either direction, as a share of what "
+            "was captured.",
+            drift,
+            buckets=RELATIVE_DIFFERENCES,
+        )
+        self.drift_recommended_delay_seconds = self._new(
+            Gauge,
+            "cfrw_drift_recommended_delay_seconds",
+            "The delay that the readings in the ledger recommend; 0 while they do not tell.",
+            ("dataset",),
+        )
+        self.drift_current_delay_seconds = self._new(
+            Gauge,
+            "cfrw_drift_current_delay_seconds",
+            "The delay that is in force, to compare with that.",
             ("dataset",),
         )
         self.newest_captured_window_end_timestamp_seconds = self._new(
@@ -302,6 +338,22 @@ class Metrics:
         newest = max(newest_seconds, self._highest_sent.get(destination, 0.0))
         self._highest_sent[destination] = newest
         self.push_queue_highest_sent_timestamp_seconds.labels(destination).set(newest)
+
+    def start_drift(self, dataset: str, *, delay_seconds: int, after_seconds: Iterable[int]) -> None:
+        """Windows of this dataset, final after `delay_seconds`, will be read again so long after their capture."""
+        self.drift_current_delay_seconds.labels(dataset).set(delay_seconds)
+        self.drift_recommended_delay_seconds.labels(dataset)
+        for after in after_seconds:
+            self.drift_readings_total.labels(dataset, after)
+            self.drift_differing_readings_total.labels(dataset, after)
+            self.drift_relative_difference.labels(dataset, after)
+
+    def drift_read(self, dataset: str, after_seconds: int, *, differs: bool, relative_difference: float | None) -> None:
+        """A captured window was read again; `relative_difference` is None where the dataset has no total."""
+        self.drift_readings_total.labels(dataset, after_seconds).inc()
+        self.drift_differing_readings_total.labels(dataset, after_seconds).inc(differs)
+        if relative_difference is not None:
+            self.drift_relative_difference.labels(dataset, after_seconds).observe(abs(relative_difference))
 
     def refused(self, destination: str, status: int | None, samples: int) -> None:
         """A destination will never take so many samples."""

@@ -68,6 +68,8 @@ def test_a_token_and_a_url_are_enough() -> None:
             requests_per_5_minutes=1200,
             shard=None,
             rate_limit_type="token",
+            drift_sample_percent=1,
+            drift_after_seconds=(900, 3600, 21600),
         ),
         destinations=(DestinationSettings(name="default", url=URL),),
         ledger=LedgerSettings(path=Path("data/ledger.db"), retention_hours=168, max_bytes=10 * 2**30),
@@ -96,6 +98,8 @@ def test_everything_can_be_set_by_variables() -> None:
             "CF_REQUESTS_PER_5_MINUTES": "600",
             "CF_SHARD": "2/4",
             "CF_RATE_LIMIT_TYPE": "account",
+            "CF_DRIFT_SAMPLE_PERCENT": "0.25",
+            "CF_DRIFT_AFTER_SECONDS": "600, 1200",
             "LEDGER_PATH": "/data/ledger.db",
             "LEDGER_RETENTION_HOURS": "168",
             "LEDGER_MAX_BYTES": "1GiB",
@@ -120,6 +124,8 @@ def test_everything_can_be_set_by_variables() -> None:
         requests_per_5_minutes=600,
         shard=Shard(2, 4),
         rate_limit_type="account",
+        drift_sample_percent=0.25,
+        drift_after_seconds=(600, 1200),
     )
     assert loaded.ledger == LedgerSettings(path=Path("/data/ledger.db"), retention_hours=168, max_bytes=2**30)
     assert loaded.listen == ListenSettings(host="::", port=9845)

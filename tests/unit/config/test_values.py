@@ -219,3 +219,31 @@ def test_what_is_no_shard_is_refused(text: object, host: str, problem: str, monk
     with pytest.raises(InvalidValueError) as caught:
         values.shard(text)
     assert problem in caught.value.problem
+
+
+@pytest.mark.parametrize(("given", "percent"), [("1", 1), (" 0.25 ", 0.25), (0, 0), (100.0, 100), ("100", 100)])
+def test_a_percentage_may_have_decimals(given: object, percent: float) -> None:
+    assert values.percentage(given) == percent
+
+
+@pytest.mark.parametrize("given", ["-1", "100.1", "1e2", "nan", "1%", "", True, None, [1]])
+def test_what_is_no_percentage_is_refused(given: object) -> None:
+    with pytest.raises(InvalidValueError, match="must be a number of percent from 0 to 100"):
+        values.percentage(given)
+
+
+@pytest.mark.parametrize("given", ["900, 3600,21600", [900, 3600, 21600], (900, "3600", 21600)])
+def test_rising_seconds_are_a_list_or_separated_by_commas(given: object) -> None:
+    assert values.rising_seconds(given) == (900, 3600, 21600)
+    assert values.rising_seconds(900) == values.rising_seconds("900") == (900,)
+
+
+@pytest.mark.parametrize("given", ["", "900,", "900;3600", "59", "86401", "900,900", "3600,900", None, [[900]]])
+def test_seconds_that_do_not_rise_or_are_none_are_refused(given: object) -> None:
+    with pytest.raises(InvalidValueError, match="seconds"):
+        values.rising_seconds(given)
+
+
+def test_so_many_rising_seconds_that_nobody_means_them_are_refused() -> None:
+    with pytest.raises(InvalidValueError, match="must be 8 numbers of seconds at most"):
+        values.rising_seconds(",".join(str(seconds) for seconds in range(60, 69)))

@@ -25,6 +25,7 @@ WRONG = {
     "CfrwRefused": ('cfrw_push_samples_failed_total{destination="a",status="400"}', "_x690 7x30"),
     "CfrwUnwritten": ('cfrw_push_unwritten_samples_total{destination="a"}', "0x690 5x30"),
     "CfrwGivenUp": ('cfrw_ledger_buckets{destination="a",state="expired"}', "0x690 1x30"),
+    "CfrwDelayTooShort": ('cfrw_drift_recommended_delay_seconds{dataset="http_requests"}', "600x300 1500x420"),
     "CfrwLedgerFillsUp": ("cfrw_ledger_size_bytes", "70x300 81x420"),
 }
 """What makes each alert fire after twelve hours: a series and its numbers, one a minute, as promtool writes them."""
@@ -41,6 +42,8 @@ RIGHT = (
     ('cfrw_push_samples_failed_total{destination="a",status="400"}', "7x720"),
     ('cfrw_push_unwritten_samples_total{destination="a"}', "5x720"),
     ('cfrw_ledger_buckets{destination="a",state="refused"}', "1x720"),
+    ('cfrw_drift_recommended_delay_seconds{dataset="http_requests"}', "600x720"),
+    ('cfrw_drift_current_delay_seconds{dataset="http_requests"}', "600x720"),
     ("cfrw_ledger_size_bytes", "79x720"),
     ("cfrw_ledger_max_bytes", "100x720"),
 )

@@ -60,8 +60,8 @@ _LATE_SHARE = 0.5
 # nothing of the delay. A round over 10,000 zones takes a quarter of an hour.
 _PROMPT_SECONDS = 1800
 
-# Buckets that are looked at in one transaction, 4 us each: 8 ms in which nothing else gets at the ledger.
-_BUCKETS_AT_ONCE = 2_000
+# Buckets that are looked at in one transaction, 4 us each: 4 ms in which nothing else gets at the ledger.
+_BUCKETS_AT_ONCE = 1_000
 
 # Windows that wait for one of their readings, 250 bytes each: 12 MB. Of 1,000 zones with 8 datasets 1 % of the windows
 # of 5 minutes are 8,640 in the 9 hours until the last of the usual readings is too late.

@@ -11,7 +11,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from worker.ledger import Reading
-from worker.series import parse_label_block
+from worker.series import metric_name
 from worker.times import span
 
 # With fewer windows nothing is said: of 20 in a row that were final, one in seven may still not be (6/7 ** 20 = 5 %).
@@ -59,7 +59,7 @@ def compare(captured: Mapping[bytes, float], later: Mapping[bytes, float], metri
 def _totals(samples: Mapping[bytes, float]) -> Counter[str]:
     values: dict[str, list[float]] = {}
     for series, value in samples.items():
-        values.setdefault(parse_label_block(series)["__name__"], []).append(value)
+        values.setdefault(metric_name(series), []).append(value)
     # With one rounding: the order of samples is no difference.
     return Counter({name: math.fsum(each) for name, each in values.items()})
 

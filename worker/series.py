@@ -98,6 +98,18 @@ def parse_label_block(block: bytes) -> dict[str, str]:
     return labels
 
 
+def metric_name(block: bytes) -> str:
+    """The name of a block's metric, which nearly always comes first; ValueError where it has none."""
+    offset = 0
+    while offset < len(block):
+        pair, offset = _read_field(block, offset, _LABELS_FIELD)
+        name, middle = _read_field(pair, 0, _NAME_FIELD)
+        if name == b"__name__":
+            return _read_field(pair, middle, _VALUE_FIELD)[0].decode()
+    message = "the labels hold no __name__"
+    raise ValueError(message)
+
+
 # The labels of a zone are in every series of it, and most values in many zones: a hit takes a tenth of the time. About
 # 300 bytes each, 5 MB.
 @lru_cache(maxsize=16_384)

@@ -19,7 +19,7 @@ from worker.drift import DriftMeter
 from worker.health import Health
 from worker.ledger import Ledger, captured_samples, newest_readings, register_destinations
 from worker.observe import Metrics
-from worker.series import parse_label_block
+from worker.series import metric_name
 from worker.simulator.api import ACCEPTED_BEARER, SimulatedApi
 from worker.simulator.faults import Incident
 from worker.simulator.fleet import Fleet, Plan
@@ -83,16 +83,12 @@ class Scene:
         found = {}
         for number, (tag, start) in (await self.ledger.read(captured_windows)).items():
             samples = await self.ledger.read(captured_samples, number) or {}
-            (captured,) = (value for series, value in samples.items() if series_name(series) == REQUESTS)
+            (captured,) = (value for series, value in samples.items() if metric_name(series) == REQUESTS)
             truth = self.simulated.fleet.bucket(tag, start, WIDTH_SECONDS)
             requests = truth.requests if truth else 0
             if start >= FIRST_READ:
                 found[tag, start] = (requests - captured) / captured if captured else float(requests > 0)
         return found
-
-
-def series_name(series: bytes) -> str:
-    return parse_label_block(series)["__name__"]
 
 
 def captured_windows(session: Any) -> dict[int, tuple[str, int]]:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from tests.clocks import JumpingClock
 from worker.buckets import Bucket, Window
@@ -216,6 +217,8 @@ async def test_windows_of_a_dataset_that_start_together_travel_together_ten_at_a
         [(ROLLUP.name, 10), (ROLLUP.name, 2), (SAMPLED.name, 1), (OF_ACCOUNTS.name, 1)]
     )
     assert {each.priority for each in asked} == {Priority.DRIFT}
+    found = [await scene.readings(dataset) for dataset in (ROLLUP, SAMPLED, OF_ACCOUNTS)]
+    assert [len(readings) for readings in found] == [12, 1, 1]
 
 
 async def test_a_restart_reads_what_the_process_before_it_had_not_read_and_nothing_twice(scene: Scene) -> None:
@@ -339,6 +342,20 @@ async def test_the_recommended_delay_follows_the_readings_and_survives_a_restart
     assert scene.value("recommended_delay_seconds", dataset=ROLLUP.name) == DELAY + QUARTER
     assert scene.value("current_delay_seconds", dataset=ROLLUP.name) == DELAY
     assert scene.value("readings_total", dataset=ROLLUP.name, after="3600") == 0
+
+
+async def test_what_changed_is_told_with_what_it_says_about_the_delay_but_not_of_estimates(scene: Scene) -> None:
+    for dataset in (ROLLUP, SAMPLED):
+        await scene.captured(zone(1), zone(2), dataset=dataset)
+    with capture_logs() as lines:
+        await scene.pass_at(NOW + QUARTER)
+        assert lines == []
+        scene.api.late[zone(1).tag, START] = 1.0
+        await scene.pass_at(NOW + FULL)
+    (line,) = lines
+    assert (line["log_level"], line["dataset"], line["windows"]) == ("warning", ROLLUP.name, 1)
+    assert line["delay"] == "2 windows were read again so far, and at least 20 are needed to tell"
+    assert [differing for _, after, differing, _ in await scene.readings(SAMPLED) if after == FULL] == [1, 0]
 
 
 async def test_a_zone_that_was_renamed_meanwhile_is_not_taken_for_drift(scene: Scene) -> None:

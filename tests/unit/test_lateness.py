@@ -84,7 +84,16 @@ def test_too_few_windows_tell_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("differing", "settled"),
-    [((5, 5, 5), 900), ((4, 5, 5), 3600), ((0, 5, 5), 3600), ((3, 4, 5), 21_600), ((5,), 900), ((0, 0, 5), 21_600)],
+    [
+        ((5, 5, 5), 900),
+        ((4, 5, 5), 3600),
+        ((0, 5, 5), 3600),
+        ((3, 4, 5), 21_600),
+        ((5,), 900),
+        ((0, 0, 5), 21_600),
+        ((5, 6, 5), 21_600),
+        ((0, 5, 0), 21_600),
+    ],
 )
 def test_a_longer_delay_is_the_age_at_which_the_late_windows_said_what_they_still_say(
     differing: tuple[int, ...], settled: int

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.remote_write.proto.remote_write_v1_pb2 import TimeSeries
-from worker.series import label_block, parse_label_block, read_varint, varint
+from worker.series import label_block, metric_name, parse_label_block, read_varint, varint
 
 NAMES = st.from_regex(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,20}", fullmatch=True)
 LABELS = st.dictionaries(
@@ -51,6 +51,16 @@ def test_a_block_is_what_protobuf_reads_as_the_sorted_labels(name: str, labels: 
 def test_a_block_is_read_back(name: str, labels: dict[str, str]) -> None:
     parsed = parse_label_block(label_block(name, labels))
     assert parsed == {"__name__": name} | {label: value for label, value in labels.items() if value}
+
+
+@given(NAMES, LABELS)
+def test_the_metric_s_name_is_read_from_a_block_wherever_it_stands(name: str, labels: dict[str, str]) -> None:
+    assert metric_name(label_block(name, labels)) == name
+
+
+def test_a_block_without_a_metric_has_no_name() -> None:
+    with pytest.raises(ValueError, match="no __name__"):
+        metric_name(label_block("up", {"zone": "example.com"}).replace(b"__name__", b"__eman__"))
 
 
 def test_the_order_in_which_labels_are_given_makes_no_other_series() -> None:

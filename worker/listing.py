@@ -112,7 +112,7 @@ class Listing:
         """Begin with the scopes that the ledger knows, as far as today's settings leave them."""
         known = await self._ledger.read(present_scopes)
         zones = [_zone(scope) for scope in known if not _is_account(scope)]
-        accounts = [Account(scope.tag, scope.name) for scope in known if _is_account(scope)]
+        accounts = [Account(scope.tag, scope.account_name) for scope in known if _is_account(scope)]
         chosen = [zone for zone in zones if selects(zone, **self._selection)]
         owners = {zone.account_tag for zone in chosen}
         owning = [account for account in accounts if not self._settings.zones or account.tag in owners]

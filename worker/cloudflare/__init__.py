@@ -6,9 +6,11 @@ a value (`Failed`, `ApiFailure`, `TokenRefused`, ...), never an exception.
 
 from worker.cloudflare.api import CloudflareApi
 from worker.cloudflare.catalogue import (
+    FACT_SETS,
     Breakdown,
     Catalogue,
     Dataset,
+    FactSet,
     Grain,
     Metric,
     ScopeKind,
@@ -39,6 +41,7 @@ from worker.cloudflare.schema_check import SchemaCheck, check_catalogue
 from worker.cloudflare.scope import Account, Scope, Zone
 
 __all__ = [
+    "FACT_SETS",
     "NODES_PER_QUERY",
     "WINDOWS_PER_QUERY",
     "ZONES_PER_QUERY",
@@ -55,6 +58,7 @@ __all__ = [
     "Entitlement",
     "Entitlements",
     "ErrorKind",
+    "FactSet",
     "Failed",
     "Grain",
     "Metric",

@@ -11,16 +11,18 @@ import httpx
 
 from worker.clock import Clock
 from worker.cloudflare import discovery
-from worker.cloudflare.catalogue import Dataset
+from worker.cloudflare.catalogue import Dataset, FactSet
 from worker.cloudflare.client import DEADLINE_SECONDS, Answer, CloudflareClient, OnRequest, Refused, unobserved
 from worker.cloudflare.decode import Answers, Decoder
 from worker.cloudflare.discovery import AccountList, TokenAccepted, TokenCheck, TokenRefused, TokenUnknown, ZoneList
 from worker.cloudflare.entitlements import Denied, Narrowed, entitled
 from worker.cloudflare.errors import ApiFailure, ErrorKind
+from worker.cloudflare.facts import read_facts
 from worker.cloudflare.fetch import Fetch, ScopeAnswer
 from worker.cloudflare.limits import Limits
 from worker.cloudflare.query import Source, WindowsQuery
 from worker.cloudflare.quota import Priority, Quota
+from worker.cloudflare.rows import Samples
 from worker.cloudflare.scope import Scope, Zone
 from worker.cloudflare.settings_node import read_entitlements
 
@@ -120,6 +122,13 @@ class CloudflareApi:
                 verdict = verdicts[pair] = entitled(source.dataset, width_seconds, entitlement)
                 self._limits.learn_entitlement(source, scope, entitlement, verdict)
         return verdicts
+
+    async def read_facts(self, fact_set: FactSet, scope: Scope) -> Samples | ApiFailure:
+        """What Cloudflare says of a scope, of the kind that the facts are of, at this moment.
+
+        What it says of the token here is about one permission, and no judgement of the token.
+        """
+        return await read_facts(self._client, fact_set, scope)
 
     async def fetch(
         self,

@@ -1,25 +1,19 @@
 """Discovery: is the token good, and which zones and accounts are there to be collected.
 
-Over REST, 50 objects a page, all pages, and only believed when as many objects arrived as the API says there are: a
-listing that ends early must not look like zones that disappeared. Knows nothing of datasets.
+Over REST, whole listings or none. Knows nothing of datasets.
 """
 
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, assert_never
+from typing import assert_never
 
 import msgspec
 
 from worker.cloudflare.client import Answer, CloudflareClient, Refused
 from worker.cloudflare.errors import ApiFailure, ErrorKind, one_line
-from worker.cloudflare.quota import Priority
+from worker.cloudflare.paging import Page, all_pages, decoded
 from worker.cloudflare.scope import Account, Zone
-
-# The most that Cloudflare gives at once, for accounts as for zones.
-PER_PAGE = 50
-# 2,000 pages of 50 are 100,000 zones: more than one worker can serve, and the end of a listing that never ends.
-_MAX_PAGES = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +87,8 @@ class _Zone(msgspec.Struct):
     plan: _Plan | None = None
 
 
-class _ResultInfo(msgspec.Struct):
-    total_count: int
-
-
-T = TypeVar("T")
-Listed = TypeVar("Listed", _Account, _Zone)
-
-
-class _Page(msgspec.Struct, Generic[T]):
-    result: list[T]
-    result_info: _ResultInfo
+class _SomeZones(msgspec.Struct):
+    result: list[_Zone]
 
 
 class _TokenState(msgspec.Struct):
@@ -139,7 +124,7 @@ async def list_zones(
     found: dict[str, _Zone] = {}
     for owner in owners:
         only = {"account.id": owner} if owner else {}
-        listed_zones = await _all_pages(client, "/zones", {"status": "active", **only}, _Page[_Zone])
+        listed_zones = await all_pages(client, "/zones", {"status": "active", **only}, Page[_Zone])
         if not isinstance(listed_zones, list):
             return listed_zones
         found.update((zone.id, zone) for zone in listed_zones)
@@ -177,7 +162,7 @@ async def verify_token(client: CloudflareClient) -> TokenCheck:
             refused = failures[0].kind in (ErrorKind.TOKEN, ErrorKind.AUTH_SCOPE)
             return check if refused else TokenUnknown(failures[0])
         case Answer(body):
-            seen = _decoded(body, _Page[_Zone])
+            seen = decoded(body, _SomeZones)
             if isinstance(seen, ApiFailure):
                 return TokenUnknown(seen)
             account = next((zone.account.id for zone in seen.result if zone.account), None)
@@ -190,7 +175,7 @@ async def verify_token(client: CloudflareClient) -> TokenCheck:
 async def _verified(client: CloudflareClient, path: str) -> TokenCheck:
     match await client.get(path, {}):
         case Answer(body):
-            verified = _decoded(body, _Verified)
+            verified = decoded(body, _Verified)
             if isinstance(verified, ApiFailure):
                 return TokenUnknown(verified)
             if verified.result.status == "active":
@@ -210,42 +195,10 @@ async def _listed_accounts(client: CloudflareClient) -> list[_Account] | ApiFail
     Reading accounts is a permission of its own, and Cloudflare may speak of its lack as of a wrong token. The zones
     name their accounts too, and listing them tells whether the token really is wrong.
     """
-    listed = await _all_pages(client, "/accounts", {}, _Page[_Account])
+    listed = await all_pages(client, "/accounts", {}, Page[_Account])
     if isinstance(listed, ApiFailure) and listed.kind in (ErrorKind.AUTH_SCOPE, ErrorKind.TOKEN):
         return None
     return listed
-
-
-async def _all_pages(
-    client: CloudflareClient, path: str, params: dict[str, str], kind: type[_Page[Listed]]
-) -> list[Listed] | ApiFailure:
-    """Every object of a listing, once."""
-    objects: dict[str, Listed] = {}
-    for number in range(1, _MAX_PAGES + 1):
-        asked = params | {"page": str(number), "per_page": str(PER_PAGE)}
-        match await client.get(path, asked, priority=Priority.DISCOVERY):
-            case Refused(failures):
-                return failures[0]
-            case Answer(body):
-                page = _decoded(body, kind)
-            case never:
-                assert_never(never)
-        if isinstance(page, ApiFailure):
-            return page
-        objects.update((each.id, each) for each in page.result)
-        if len(objects) == page.result_info.total_count:
-            return list(objects.values())
-        if not page.result or len(objects) > page.result_info.total_count:
-            text = f"{path} changed while it was listed: {len(objects)} of {page.result_info.total_count} arrived"
-            return ApiFailure(ErrorKind.MALFORMED, text)
-    return ApiFailure(ErrorKind.MALFORMED, f"{path} has more than {_MAX_PAGES} pages")
-
-
-def _decoded(body: bytes, kind: type[T]) -> T | ApiFailure:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (ValueError, RecursionError) as error:
-        return ApiFailure(ErrorKind.MALFORMED, one_line(f"the API's answer cannot be read: {error}"))
 
 
 def _zone(zone: _Zone) -> Zone:

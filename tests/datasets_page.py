@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from worker.cloudflare.catalogue import Dataset, ScopeKind, shipped
+from worker.cloudflare.catalogue import FACT_SETS, Dataset, FactSet, ScopeKind, shipped
 from worker.cloudflare.catalogue.entry import ALL, WIDTHS_SECONDS
+from worker.cloudflare.catalogue.facts import FACTS
 from worker.times import span
 
 PAGE = Path(__file__).parents[1] / "docs" / "datasets.md"
@@ -74,6 +75,24 @@ sum by (zone, cache_status) (sum_over_time(cloudflare_zone_cache_status_origin_r
   devices, paths, queries) is never a label, also not in a dataset of your own.
 """
 
+OF_FACTS = """\
+What Cloudflare tells over REST, and of the present only. A fact is read once in a window of `CF_BUCKET_SECONDS`, or in
+a longer one where the table says so, and carries the time of the read, whatever `CF_SAMPLE_TIMESTAMP` is. A window
+without a read stays without one, and is [counted](operations.md#facts-are-missing). None of them may be summed over
+windows.
+
+A permission that lacks costs nothing else and is told once. Where it is the one for tunnels, Cloudflare answers with an
+empty list and no error, which cannot be told from an account without tunnels.
+
+A status of a tunnel is `healthy`, `degraded`, `down` or `inactive`, and `other` for whatever else Cloudflare may say.
+Origins of one name in a pool share a series, with the sum of their weights. Addresses are never read.
+
+```promql
+# Certificates that expire within two weeks.
+last_over_time(cloudflare_zone_certificate_expiry_timestamp_seconds[2h15m]) - time() < 14 * 86400
+```
+"""
+
 
 def page() -> str:
     """The whole text."""
@@ -81,14 +100,15 @@ def page() -> str:
 
 
 def _groups() -> Iterator[str]:
-    members: dict[str, list[Dataset]] = {}
-    for dataset in shipped().values():
-        for group in (*dataset.groups, ALL):
-            members.setdefault(group, []).append(dataset)
+    members: dict[str, list[Dataset | FactSet]] = {}
+    everything: list[Dataset | FactSet] = [*shipped().values(), *FACT_SETS.values()]
+    for each in everything:
+        for group in (*each.groups, ALL):
+            members.setdefault(group, []).append(each)
     yield "| group | datasets | metrics |"
     yield "| --- | --- | --- |"
-    for group in (*ScopeKind, *TITLES, ALL):
-        count = sum(len(_own_metrics(dataset)) for dataset in members[group])
+    for group in (*ScopeKind, *TITLES, FACTS, ALL):
+        count = sum(len(_own_metrics(each)) for each in members[group])
         yield f"| `{group}` | {len(members[group])} | {count} |"
 
 
@@ -102,6 +122,7 @@ def _sections() -> Iterator[str]:
         if datasets:
             yield from _section(f"{TITLES[group]}: `{group}`", datasets)
     yield from _section("In no other group", alone)
+    yield from _facts()
 
 
 def _section(title: str, datasets: list[Dataset]) -> Iterator[str]:
@@ -114,6 +135,25 @@ def _section(title: str, datasets: list[Dataset]) -> Iterator[str]:
     for dataset in datasets:
         for name, unit, additive, meaning in _own_metrics(dataset):
             yield f"| `{name}` | `{dataset.name}` | {unit} | {additive} | {meaning} |"
+    yield ""
+
+
+def _facts() -> Iterator[str]:
+    yield f"## Facts: `{FACTS}`\n\n{OF_FACTS}"
+    yield "| dataset | of | what | by | once in | permission of the token |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for each in FACT_SETS.values():
+        by = dict.fromkeys(label for _, labels in each.metrics() for label in labels)
+        least = each.least_window_seconds
+        often = "a window" if least == WIDTHS_SECONDS[0] else f"a window, and at least {span(least)}"
+        permission = each.permission.replace(">", "→")
+        labels = ", ".join(f"`{label}`" for label in by)
+        yield f"| `{each.name}` | {each.scope} | {each.help} | {labels} | {often} | *{permission}* |"
+    yield "\n| metric | dataset | labels | meaning |"
+    yield "| --- | --- | --- | --- |"
+    for each in FACT_SETS.values():
+        for metric, names in each.metrics():
+            yield f"| `{metric.name}` | `{each.name}` | {', '.join(f'`{name}`' for name in names)} | {metric.help} |"
     yield ""
 
 
@@ -136,8 +176,10 @@ def _dataset_row(dataset: Dataset) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _own_metrics(dataset: Dataset) -> list[tuple[str, str, str, str]]:
+def _own_metrics(dataset: Dataset | FactSet) -> list[tuple[str, str, str, str]]:
     """Name, unit, whether it may be summed, and meaning of each metric that no other dataset has."""
+    if isinstance(dataset, FactSet):
+        return [(each.name, each.unit, "no", each.help) for each, _ in dataset.metrics()]
     own = [total.metric for total in dataset.totals]
     own += [metric for item in dataset.breakdowns for _, metric in item.values]
     return [(each.name, each.unit, "yes" if each.additive else "no", each.help) for each in own]

@@ -1,10 +1,11 @@
 """The worker as a whole: what is made, in which order it runs, and in which order it stops.
 
-`Worker` puts the parts together; nothing else knows more than its own neighbours. Collection, one pusher per
+`Worker` puts the parts together; nothing else knows more than its own neighbours. Collection, facts, one pusher per
 destination, upkeep, repairs, the measuring of drift and the HTTP side run beside each other and meet in the ledger.
 
-Stopping: collection, drift, upkeep and repairs are cut off where they are, since what they have not committed they do
-again; pushers finish the request that is under way and record its outcome; then the ledger is checkpointed and closed.
+Stopping: collection, facts, drift, upkeep and repairs are cut off where they are, since what they have not committed
+they do again; pushers finish the request that is under way and record its outcome; then the ledger is checkpointed and
+closed.
 """
 
 import asyncio
@@ -20,14 +21,16 @@ import apsw
 
 from worker import __version__
 from worker.clock import Clock
-from worker.cloudflare import Api, CloudflareApi, Priority, Quota, RateLimitType
+from worker.cloudflare import FACT_SETS, Api, CloudflareApi, Priority, Quota, RateLimitType
 from worker.collect import LOOP as COLLECT
 from worker.collect import Collector
 from worker.config import Settings
-from worker.datasets import catalogue_of, chosen_datasets
+from worker.datasets import catalogue_of, chosen
 from worker.drift import LOOP as DRIFT
 from worker.drift import DriftMeter
 from worker.errors import WorkerError
+from worker.facts import LOOP as FACTS
+from worker.facts import FactReader
 from worker.health import Health
 from worker.ledger import Ledger, register_destinations
 from worker.maintain import INTERVAL_SECONDS as MAINTAIN_SECONDS
@@ -75,7 +78,7 @@ class Worker:
         self._clock = clock
         # These may refuse their settings: the lock on the ledger is taken when nothing can fail any more.
         catalogue = catalogue_of(settings.cloudflare)
-        datasets = chosen_datasets(settings.cloudflare, catalogue)
+        collected = chosen(settings.cloudflare, catalogue)
         self.senders = [RemoteWriteClient(destination, clock) for destination in settings.destinations]
         self.api = CloudflareApi(
             api_url=settings.cloudflare.api_url,
@@ -97,11 +100,13 @@ class Worker:
             version=__version__,
             sqlite_version=apsw.sqlite_lib_version(),
             destinations=[destination.name for destination in settings.destinations],
-            datasets=[dataset.name for dataset in datasets],
+            datasets=[dataset.name for dataset in collected.datasets],
+            fact_sets=[fact_set.name for fact_set in collected.fact_sets],
         )
         self.collector = Collector(
             settings.cloudflare,
-            datasets=datasets,
+            datasets=collected.datasets,
+            further_kinds={fact_set.scope for fact_set in collected.fact_sets},
             max_ledger_bytes=settings.ledger.max_bytes,
             api=self.api,
             ledger=self.ledger,
@@ -111,16 +116,27 @@ class Worker:
         )
         self.drift_meter = DriftMeter(
             settings.cloudflare,
-            datasets=datasets,
+            datasets=collected.datasets,
             api=self.api,
             ledger=self.ledger,
             clock=clock,
             metrics=self.metrics,
         )
+        reader = FactReader(
+            settings.cloudflare,
+            fact_sets=collected.fact_sets,
+            max_ledger_bytes=settings.ledger.max_bytes,
+            api=self.api,
+            ledger=self.ledger,
+            clock=clock,
+            health=self.health,
+            metrics=self.metrics,
+        )
+        # A loop only where there is something to do for it.
+        self.fact_readers = [reader] if collected.fact_sets else []
+        described = [*(each.metrics() for each in catalogue.values()), *(each.metrics() for each in FACT_SETS.values())]
         metadata = {
-            metric.name: MetricMetadata(metric.help, metric.unit)
-            for dataset in catalogue.values()
-            for metric, _ in dataset.metrics()
+            metric.name: MetricMetadata(metric.help, metric.unit) for metrics in described for metric, _ in metrics
         }
         self.pushers = [
             Pusher(
@@ -197,6 +213,7 @@ class Worker:
                     group.create_task(self.collector.run(stopping), name=COLLECT),
                     group.create_task(self.maintainer.run(stopping), name=MAINTAIN),
                     group.create_task(self.repairer.run(stopping), name=REPAIR),
+                    *(group.create_task(reader.run(stopping), name=FACTS) for reader in self.fact_readers),
                 ]
                 if self.settings.cloudflare.drift_sample_percent:
                     cut_off.append(group.create_task(self.drift_meter.run(stopping), name=DRIFT))
@@ -214,7 +231,7 @@ class Worker:
         log.info("The worker has stopped")
 
     async def run_once(self, stopping: asyncio.Event) -> bool:
-        """Collect all that is due and push all that is pending, as far as Cloudflare and the receivers let it.
+        """Collect and read all that is due and push all that is pending, as far as Cloudflare and the receivers let it.
 
         Returns whether all that is due was collected.
         """
@@ -223,6 +240,8 @@ class Worker:
             complete = await _cut_off(self.collector.collect_due(stopping), stopping, grace_seconds=0)
         except ExceptionGroup as errors:
             raise _reason(errors) from errors
+        for reader in self.fact_readers:
+            complete = await _cut_off(reader.read_due(stopping), stopping, grace_seconds=0) and complete
         await self.push_once(stopping)
         return bool(complete)
 
@@ -256,8 +275,12 @@ class Worker:
         return await report_status(self.ledger, self.settings, self._clock.now(), running)
 
     def _count_request(self, api: Api, priority: Priority, outcome: str, seconds: float) -> None:
-        # Listing many zones, or taking a refused query apart, is one turn of the loop and many requests.
-        if priority is not Priority.DRIFT:
+        # Listing many zones, or taking a refused query apart, is one turn of the loop and many requests. Requests for
+        # facts come from the task of that name, and say nothing of whether collection turns, as little as drift's do.
+        asking = asyncio.current_task()
+        if asking is not None and asking.get_name() == FACTS:
+            self.health.beat(FACTS)
+        elif priority is not Priority.DRIFT:
             self.health.beat(COLLECT)
         self.metrics.cloudflare_requests_total.labels(api, outcome).inc()
         self.metrics.cloudflare_request_duration_seconds.labels(api).observe(seconds)
@@ -269,6 +292,10 @@ class Worker:
             allowance_seconds=interval + _COLLECT_ROUND_SECONDS,
             liveness_seconds=interval + _COLLECT_LIVENESS_SECONDS,
         )
+        for _ in self.fact_readers:
+            # The quota may make every read wait, and each counts as a pass.
+            allowance = interval + _COLLECT_LIVENESS_SECONDS
+            self.health.expect(FACTS, allowance_seconds=allowance, liveness_seconds=allowance)
         for pusher, destination in zip(self.pushers, self.settings.destinations, strict=True):
             # The longest wait of a pusher is a Retry-After at its cap, with jitter, behind a request that timed out.
             queue = destination.queue

@@ -28,10 +28,10 @@ from rich.table import Column, Table
 from worker import __version__
 from worker.app import Worker, stop_on_signals
 from worker.clock import SystemClock, wait_for_any
-from worker.cloudflare import SchemaCheck
+from worker.cloudflare import FACT_SETS, SchemaCheck
 from worker.config import Settings, describe, load_settings
 from worker.config.endpoints import listen_address
-from worker.datasets import DatasetListing, catalogue_of, check_datasets, chosen_datasets, list_datasets
+from worker.datasets import DatasetListing, catalogue_of, check_datasets, chosen, list_datasets
 from worker.errors import LedgerHeldError, UsageError, WorkerError
 from worker.health import TokenState, Verdict
 from worker.ledger import (
@@ -168,7 +168,7 @@ def check(config_file: Path | None, *, config_only: bool, as_json: bool) -> None
         msg = "this version checks the configuration only: add --config-only"
         raise UsageError(msg)
     settings = _settings(config_file)
-    chosen_datasets(settings.cloudflare, catalogue_of(settings.cloudflare))
+    chosen(settings.cloudflare, catalogue_of(settings.cloudflare))
     rows = describe(settings)
     if as_json:
         _print_json(dict(rows))
@@ -336,7 +336,7 @@ async def _plan(settings: Settings, wanted: Resend, now: float) -> tuple[ResendC
         # A zone is there once for each width that its windows ever had.
         known_zones = dict.fromkeys([*(scope.name for scope in scopes), *(scope.tag for scope in scopes)])
         _require_known("--zone", wanted.zones, list(known_zones))
-        _require_known("--dataset", wanted.datasets, list(catalogue_of(settings.cloudflare)))
+        _require_known("--dataset", wanted.datasets, [*catalogue_of(settings.cloudflare), *FACT_SETS])
         _require_known("--destination", wanted.destinations, [each.name for each in settings.destinations])
         return await ledger.read(plan_resend, wanted)
     finally:

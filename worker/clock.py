@@ -8,6 +8,9 @@ import asyncio
 import time
 from typing import Protocol
 
+# Cloudflare's time is known to the second, and late by the time that an answer takes.
+_TOLERANCE_SECONDS = 30.0
+
 
 class Clock(Protocol):
     """Where the worker gets its time from."""
@@ -51,6 +54,14 @@ class ScaledClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds) / self._speed)
+
+
+def really_ahead(seconds: float | None) -> float:
+    """How far this machine's clock is ahead of another one that it was compared with, in seconds.
+
+    0 where it is not, where that is not known (None), and where it may be the way that the comparison is made.
+    """
+    return seconds if seconds is not None and seconds > _TOLERANCE_SECONDS else 0.0
 
 
 async def wait_for_any(clock: Clock, timeout_seconds: float, *events: asyncio.Event) -> bool:

@@ -12,14 +12,14 @@ Knows nothing of receivers. What it keeps in memory is only a view of the ledger
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 from typing import assert_never
 
 from worker.admission import admit, plan_of
 from worker.buckets import Bucket, Window, final_window_starts
-from worker.clock import Clock, wait_for_any
+from worker.clock import Clock, really_ahead, wait_for_any
 from worker.cloudflare import (
     Answered,
     Api,
@@ -61,9 +61,6 @@ _QUERIES_AT_ONCE = 4
 # the zones that were asked for, however Cloudflare words it.
 _QUERIES_WITHOUT_ANSWER = 4
 
-# Cloudflare's time is known to the second, and late by the time that an answer takes.
-_CLOCK_TOLERANCE_SECONDS = 30.0
-
 # A zone that Cloudflare has no answer for is asked less and less often, but twice an hour at least.
 _NO_ANSWER_HOLD_SECONDS = 1800.0
 
@@ -102,6 +99,7 @@ class Collector:
         settings: CloudflareSettings,
         *,
         datasets: Sequence[Dataset],
+        further_kinds: Collection[ScopeKind] = (),
         max_ledger_bytes: int,
         api: CloudflareApi,
         ledger: Ledger,
@@ -109,7 +107,11 @@ class Collector:
         health: Health,
         metrics: Metrics,
     ) -> None:
-        """`datasets`: what is collected, of the zones and accounts that the settings select."""
+        """Nothing is asked for yet.
+
+        datasets:      what is collected, of the zones and accounts that the settings select.
+        further_kinds: kinds of scopes that are listed for others, too.
+        """
         self._settings = settings
         self._max_ledger_bytes = max_ledger_bytes
         self._api = api
@@ -119,7 +121,7 @@ class Collector:
         self._metrics = metrics
         self._listing = Listing(
             settings,
-            kinds={dataset.scope for dataset in datasets},
+            kinds={dataset.scope for dataset in datasets} | set(further_kinds),
             api=api,
             ledger=ledger,
             clock=clock,
@@ -415,13 +417,12 @@ class Collector:
 
     def _cloudflare_now(self) -> float:
         """The time by which windows are final: this machine's, or Cloudflare's where this machine's runs ahead."""
-        ahead_seconds = self._api.ahead_seconds or 0.0
-        if ahead_seconds <= _CLOCK_TOLERANCE_SECONDS:
-            return self._clock.now()
-        log.warning(
-            "This machine's clock is ahead of Cloudflare's, by which windows are final; set it right",
-            ahead_seconds=round(ahead_seconds),
-        )
+        ahead_seconds = really_ahead(self._api.ahead_seconds)
+        if ahead_seconds:
+            log.warning(
+                "This machine's clock is ahead of Cloudflare's, by which windows are final; set it right",
+                ahead_seconds=round(ahead_seconds),
+            )
         return self._clock.now() - ahead_seconds
 
     async def _has_room(self) -> bool:

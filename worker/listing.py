@@ -4,7 +4,7 @@ Promises: an outage, or a token that has lost its permissions, leaves the last l
 scope that disappears is told and its history kept. Knows nothing of windows.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import assert_never
 
 from worker.clock import Clock
@@ -62,11 +62,7 @@ class Listing:
         self._clock = clock
         self._health = health
         self._metrics = metrics
-        self._selection = {
-            "accounts": settings.accounts,
-            "zones": settings.zones,
-            "exclude_zones": settings.exclude_zones,
-        }
+        self._selection = _selection(settings)
         self._listed_at: float | None = None
         self._tried_at: float | None = None
 
@@ -110,18 +106,7 @@ class Listing:
 
     async def _recall_scopes(self) -> None:
         """Begin with the scopes that the ledger knows, as far as today's settings leave them."""
-        known = await self._ledger.read(present_scopes)
-        zones = [_zone(scope) for scope in known if not _is_account(scope)]
-        accounts = [Account(scope.tag, scope.account_name) for scope in known if _is_account(scope)]
-        chosen = [zone for zone in zones if selects(zone, **self._selection)]
-        owners = {zone.account_tag for zone in chosen}
-        owning = [account for account in accounts if not self._settings.zones or account.tag in owners]
-        left: list[Scope] = [*chosen, *owning]
-        self._set([scope for scope in left if self._is_ours(scope.tag)])
-
-    def _is_ours(self, tag: str) -> bool:
-        """Whether the scope is this worker's, of several that share them (CF_SHARD)."""
-        return self._settings.shard is None or self._settings.shard.holds(tag)
+        self._set(recalled(await self._ledger.read(present_scopes), self._settings))
 
     async def _accounts(self, zones: Sequence[Zone]) -> Sequence[Account]:
         """Those that are collected: all that the token sees and CF_ACCOUNTS leaves, or where CF_ZONES chooses, theirs.
@@ -141,7 +126,7 @@ class Listing:
 
     async def _take(self, zones: Sequence[Zone], accounts: Sequence[Account]) -> None:
         listed: list[Scope] = [*zones, *accounts]
-        scopes = [scope for scope in listed if self._is_ours(scope.tag)]
+        scopes = [scope for scope in listed if _is_ours(scope, self._settings)]
         gone = await self._ledger.write(record_scopes, [_known(scope) for scope in scopes], self._clock.now())
         self._set(scopes)
         for scope in gone:
@@ -165,6 +150,28 @@ class Listing:
                 log.warning("The API token could not be verified", kind=failure.kind, error=failure.message)
             case _:
                 assert_never(check)
+
+
+def recalled(known: Iterable[KnownScope], settings: CloudflareSettings) -> list[Scope]:
+    """The scopes that the ledger knows, as far as today's settings leave them."""
+    scopes = list(known)
+    selection = _selection(settings)
+    zones = [_zone(scope) for scope in scopes if not _is_account(scope)]
+    accounts = [Account(scope.tag, scope.account_name) for scope in scopes if _is_account(scope)]
+    chosen = [zone for zone in zones if selects(zone, **selection)]
+    owners = {zone.account_tag for zone in chosen}
+    owning = [account for account in accounts if not settings.zones or account.tag in owners]
+    left: list[Scope] = [*chosen, *owning]
+    return [scope for scope in left if _is_ours(scope, settings)]
+
+
+def _selection(settings: CloudflareSettings) -> dict[str, Sequence[str]]:
+    return {"accounts": settings.accounts, "zones": settings.zones, "exclude_zones": settings.exclude_zones}
+
+
+def _is_ours(scope: Scope, settings: CloudflareSettings) -> bool:
+    """Whether the scope is this worker's, of several that share them (CF_SHARD)."""
+    return settings.shard is None or settings.shard.holds(scope.tag)
 
 
 def _warn_unmatched(unmatched: Sequence[Unmatched]) -> None:

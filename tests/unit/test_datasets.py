@@ -7,10 +7,10 @@ from click.testing import CliRunner, Result
 from pydantic import SecretStr
 
 from worker.cli import main
-from worker.cloudflare import shipped
+from worker.cloudflare import FACT_SETS, shipped
 from worker.cloudflare.catalogue import load
 from worker.config import CloudflareSettings
-from worker.datasets import catalogue_of, chosen_datasets
+from worker.datasets import catalogue_of, chosen
 from worker.errors import ConfigError
 
 OWN = """
@@ -46,8 +46,8 @@ def listed(*arguments: str, **environ: str) -> dict[str, dict[str, Any]]:
 
 def test_the_list_has_every_dataset_once_and_marks_what_is_collected() -> None:
     lines = cfrw().stdout.splitlines()
-    names = [line.split()[0] for line in lines if line.endswith(("m", "h"))]
-    assert sorted(name.removesuffix("*") for name in names) == sorted(shipped())
+    names = [line.split()[0] for line in lines if line.endswith(("m", "h", "0s"))]
+    assert sorted(name.removesuffix("*") for name in names) == sorted([*shipped(), *FACT_SETS])
     assert [name for name in names if name.endswith("*")] == ["http_requests*"]
     [row] = [line.split() for line in lines if line.startswith("http_cache_status ")]
     assert row == ["http_cache_status", "http", "cache_status", "6", "all", "10m"]
@@ -89,7 +89,7 @@ def test_a_file_of_ones_own_is_listed_and_can_be_chosen(own: Path, tmp_path: Pat
     config.write_text(f"cf_catalogue: {own}\ncf_datasets: [own]\n")
     found = listed("--config", str(config))
     assert [name for name, each in found.items() if each["is_collected"]] == ["own_requests"]
-    assert len(found) == len(shipped()) + 1
+    assert len(found) == len(shipped()) + len(FACT_SETS) + 1
 
 
 def test_what_is_wrong_is_told_with_exit_code_2(own: Path, tmp_path: Path) -> None:
@@ -125,10 +125,27 @@ def settings(**given: object) -> CloudflareSettings:
 def test_the_chosen_datasets_are_those_of_the_settings(own: Path) -> None:
     of_own = settings(catalogue=str(own), datasets=["own", "http_requests"], bucket_seconds=60)
     catalogue = catalogue_of(of_own)
-    assert [each.name for each in chosen_datasets(of_own, catalogue)] == ["own_requests", "http_requests"]
+    assert [each.name for each in chosen(of_own, catalogue).datasets] == ["own_requests", "http_requests"]
     with pytest.raises(ConfigError, match=r"own_requestz \(did you mean own_requests\?\)"):
-        chosen_datasets(settings(datasets=["own_requestz"]), catalogue)
+        chosen(settings(datasets=["own_requestz"]), catalogue)
 
 
 def test_without_a_choice_the_default_is_collected() -> None:
-    assert [each.name for each in chosen_datasets(settings(), shipped())] == ["http_requests"]
+    assert [each.name for each in chosen(settings(), shipped()).datasets] == ["http_requests"]
+
+
+def test_facts_are_chosen_and_listed_like_datasets_whatever_the_width() -> None:
+    for width in (60, 86_400):
+        both = chosen(settings(datasets=["zone", "tunnel_status"], bucket_seconds=width), shipped())
+        assert [each.name for each in both.fact_sets] == ["certificates", "tunnel_status"]
+        assert "http_requests" in {each.name for each in both.datasets}
+    assert {each.name for each in chosen(settings(datasets=["facts"]), shipped()).fact_sets} == {*FACT_SETS}
+    found = listed(CF_DATASETS="facts", CF_BUCKET_SECONDS="60")
+    assert {name for name, each in found.items() if each["is_collected"]} == {*FACT_SETS}
+    certificates = found["certificates"]
+    assert (certificates["widths_seconds"], certificates["delay_seconds"]) == ([3600, 86_400], 0)
+    assert certificates["labels"] == ["certificate_id", "type", "issuer"]
+    assert {each["name"] for each in certificates["metrics"]} == {
+        "cloudflare_zone_certificate_expiry_timestamp_seconds",
+        "cloudflare_zone_certificate_active",
+    }

@@ -55,6 +55,15 @@ SELECT start FROM hole
 WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds AND start >= :since
     AND reason = 'expired'
 
+-- Of each width the newest bucket is one look into the index.
+-- name: newest_timestamp
+SELECT max((
+    SELECT timestamp_ms FROM bucket
+    WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = width.value
+    ORDER BY start DESC LIMIT 1
+))
+FROM json_each(:widths) AS width
+
 -- name: series_by_labels
 SELECT id, checksum FROM series WHERE labels = ?
 

@@ -1,5 +1,6 @@
 """Verbs about zones and accounts: which exist, and from which window on each is expected to have buckets."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -101,6 +102,24 @@ def outstanding_windows(
         settled = sorted(start for (start,) in session.rows("settled_starts", **key, since=starts.start))
         outstanding[tag] = _runs_without(wanted, settled)
     return outstanding
+
+
+def newest_timestamps(
+    session: Session, *, dataset: str, widths_seconds: Sequence[int], tags: Sequence[str]
+) -> dict[str, int | None]:
+    """What the samples of each scope's newest bucket carry, unix milliseconds; None without one.
+
+    widths_seconds: of the windows that are looked at.
+    """
+    dataset_id = session.number_of("dataset_id", dataset)
+    widths = json.dumps(list(widths_seconds))
+    newest: dict[str, int | None] = {}
+    for tag in tags:
+        found = session.rows(
+            "newest_timestamp", dataset_id=dataset_id, scope_id=scope_number(session, tag), widths=widths
+        )
+        ((newest[tag],),) = found
+    return newest
 
 
 def _runs_without(wanted: range, settled: Sequence[int]) -> list[range]:

@@ -19,6 +19,9 @@ from prometheus_client.registry import Collector
 from worker.clock import Clock
 from worker.health import Health
 
+# What can come of reading the facts of a zone or account.
+FACT_OUTCOMES = ("captured", "denied", "failed")
+
 # What can become of a request, and of the samples in it, at a destination.
 PUSH_OUTCOMES = ("accepted", "refused", "later")
 
@@ -63,6 +66,7 @@ class Metrics:
     destinations:   names of those whose series exist from the start, at zero, so that the first failure is an increase
                     and not a birth.
     datasets:       the same for datasets.
+    fact_sets:      the same for facts.
     """
 
     def __init__(  # noqa: PLR0915 - a list of what there is
@@ -74,6 +78,7 @@ class Metrics:
         sqlite_version: str,
         destinations: Sequence[str] = (),
         datasets: Sequence[str] = (),
+        fact_sets: Sequence[str] = (),
     ) -> None:
         self._clock = clock
         self._registry = _Registry()
@@ -147,6 +152,15 @@ class Metrics:
             Gauge,
             "cfrw_drift_current_delay_seconds",
             "The delay that is in force, to compare with that.",
+            ("dataset",),
+        )
+        self.facts_reads_total = self._new(
+            Counter, "cfrw_facts_reads_total", "Reads of facts of a zone or account.", ("dataset", "outcome")
+        )
+        self.facts_missed_windows_total = self._new(
+            Counter,
+            "cfrw_facts_missed_windows_total",
+            "Windows between two reads of the facts of a zone or account in which there was none.",
             ("dataset",),
         )
         self.newest_captured_window_end_timestamp_seconds = self._new(
@@ -311,6 +325,8 @@ class Metrics:
 
         for dataset in datasets:
             self._start_dataset(dataset)
+        for fact_set in fact_sets:
+            self._start_fact_set(fact_set)
         for name in destinations:
             self._start_destination(name)
 
@@ -381,6 +397,13 @@ class Metrics:
         self.collect_drifted_buckets_total.labels(dataset)
         self.collect_folded_rows_total.labels(dataset)
         self.newest_captured_window_end_timestamp_seconds.labels(dataset)
+
+    def _start_fact_set(self, name: str) -> None:
+        self.collect_captured_buckets_total.labels(name)
+        self.collect_captured_samples_total.labels(name)
+        self.facts_missed_windows_total.labels(name)
+        for outcome in FACT_OUTCOMES:
+            self.facts_reads_total.labels(name, outcome)
 
     def _start_destination(self, name: str) -> None:
         for outcome in PUSH_OUTCOMES:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from worker.cloudflare.catalogue.entry import EntryReader
+from worker.cloudflare.catalogue.facts import FACT_SETS
 from worker.cloudflare.catalogue.model import SAMPLE_INTERVAL, Dataset
 from worker.cloudflare.catalogue.nodes import Item, NodeReader
 from worker.errors import ConfigError, Mistake
@@ -67,6 +68,7 @@ def load(text: str, file_name: str, *, beside: Catalogue = MappingProxyType({}))
     items = reader.mapping(root, "the catalogue")
     others = [dataset for name, dataset in beside.items() if name not in items]
     taken = {metric.name for each in others for metric, _ in each.metrics()}
+    taken |= {metric.name for each in FACT_SETS.values() for metric, _ in each.metrics()}
     entries = EntryReader(reader, metrics=taken | {metric.name for metric in SAMPLE_INTERVAL.values()})
     datasets = {name: entries.dataset(item) for name, item in items.items()}
     _check_groups(reader, datasets, items, others)
@@ -85,10 +87,13 @@ def _check_groups(
 ) -> None:
     """No name may mean a dataset and a group."""
     groups = {group for dataset in (*others, *datasets.values()) for group in dataset.groups}
+    groups |= {group for fact_set in FACT_SETS.values() for group in fact_set.groups}
     for name in datasets:
         if name in groups:
             reader.wrong(items[name].key, "is the name of a group, too")
-    names = {dataset.name for dataset in others}
+        if name in FACT_SETS:
+            reader.wrong(items[name].key, "is the name of facts, which come from the REST API and cannot be replaced")
+    names = {dataset.name for dataset in others} | FACT_SETS.keys()
     for dataset in datasets.values():
         for group in names.intersection(dataset.groups):
             reader.wrong(items[dataset.name].key, f"is in the group {group}, which is the name of a dataset")

@@ -1,20 +1,35 @@
-"""Which datasets are meant by names of datasets and of groups. Pure."""
+"""Which datasets, or sets of facts, are meant by names of them and of groups. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from worker.cloudflare.catalogue.entry import ALL
-from worker.cloudflare.catalogue.load import Catalogue
-from worker.cloudflare.catalogue.model import Dataset
 from worker.cloudflare.catalogue.nodes import nearest
 from worker.errors import Mistake
 
 
-def dataset_groups(catalogue: Catalogue) -> tuple[str, ...]:
+class Selectable(Protocol):
+    """What has a name in CF_DATASETS."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def groups(self) -> tuple[str, ...]: ...
+
+    @property
+    def widths_seconds(self) -> tuple[int, ...]: ...
+
+
+T = TypeVar("T", bound=Selectable)
+
+
+def dataset_groups(catalogue: Mapping[str, Selectable]) -> tuple[str, ...]:
     """Every group, in alphabetical order; `all` last."""
     return (*sorted({group for dataset in catalogue.values() for group in dataset.groups}), ALL)
 
 
-def select_datasets(catalogue: Catalogue, names: Sequence[str], width_seconds: int) -> tuple[Dataset, ...] | Mistake:
+def select_datasets(catalogue: Mapping[str, T], names: Sequence[str], width_seconds: int) -> tuple[T, ...] | Mistake:
     """The datasets of these names and groups that have windows of this width, each once.
 
     A dataset without such windows is left out where a group means it, and a mistake where it is named itself.
@@ -41,5 +56,5 @@ def select_datasets(catalogue: Catalogue, names: Sequence[str], width_seconds: i
     return tuple(meant.values())
 
 
-def _of_group(catalogue: Catalogue, group: str) -> list[Dataset]:
+def _of_group(catalogue: Mapping[str, T], group: str) -> list[T]:
     return [dataset for dataset in catalogue.values() if group in (ALL, *dataset.groups)]

@@ -137,6 +137,8 @@ def test_widths_name_a_node_each_and_maps_break_its_rows_down() -> None:
         ("kv_operations:", "KV-Operations:", "2 (given: KV-Operations): a dataset's name has small letters"),
         ("kv_operations:", "all:", "2 (given: all): is the group of all datasets"),
         ("kv_operations:", "http:", "2 (given: http): is the name of a group, too"),
+        ("kv_operations:", "facts:", "2 (given: facts): is the name of a group, too"),
+        ("kv_operations:", "lb_pools:", "2 (given: lb_pools): is the name of facts, which come from the REST API"),
         ("storage]", "Storage]", "5 (given: Storage): a group's name has small letters"),
         ("storage]", "http_requests]", "2 (given: kv_operations): is in the group http_requests, which is the name of"),
         ("datetimeMinute", "datetimeMinutes", "7 (given: datetimeMinutes): is not a time dimension: datetimeMinute, "),

@@ -4,6 +4,9 @@ from worker.health import TokenState, Verdict
 from worker.status import (
     ApiBudget,
     CloudflareStatus,
+    DatasetStatus,
+    DeniedScope,
+    DeniedStatus,
     DestinationStatus,
     JournalEntry,
     LedgerStatus,
@@ -56,6 +59,27 @@ SCOPE = ScopeStatus(
     reason=None,
 )
 
+DATASET = DatasetStatus(
+    dataset="http_requests",
+    kind="zone",
+    delay_seconds=600,
+    scope_count=1,
+    scopes_missing=0,
+    scopes_denied=0,
+    newest_window_end=NOW - 900,
+    expected=24,
+    captured=24,
+    missing=0,
+)
+
+DENIED = DeniedStatus(
+    dataset="http_requests",
+    kind="zone",
+    reason="the plan does not include httpRequests1hGroups",
+    scope_count=1,
+    scopes=(DeniedScope("5a2b0e1c", "free.example", NOW - 7200),),
+)
+
 REPORT = StatusReport(
     version="0.1.0",
     now=NOW,
@@ -64,6 +88,8 @@ REPORT = StatusReport(
     cloudflare=CloudflareStatus(TokenState.ACCEPTED, (ApiBudget("graphql", 280, 300), ApiBudget("rest", 1100, 1200))),
     ledger=LedgerStatus(path="/data/ledger.db", size_bytes=5 * 2**20, max_bytes=10 * 2**30, buckets=1234),
     journal=(JournalEntry(NOW - 3600, "resend since 2026-01-05", "ops@bastion", "disk swap", "120 buckets"),),
+    datasets=(DATASET,),
+    denied=(),
     scope_count=1,
     scopes=(SCOPE,),
 )

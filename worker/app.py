@@ -10,6 +10,7 @@ closed.
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 from collections.abc import Coroutine, Iterator
@@ -78,7 +79,7 @@ class Worker:
         self._clock = clock
         # These may refuse their settings: the lock on the ledger is taken when nothing can fail any more.
         catalogue = catalogue_of(settings.cloudflare)
-        collected = chosen(settings.cloudflare, catalogue)
+        self.collected = chosen(settings.cloudflare, catalogue)
         self.senders = [RemoteWriteClient(destination, clock) for destination in settings.destinations]
         self.api = CloudflareApi(
             api_url=settings.cloudflare.api_url,
@@ -100,13 +101,13 @@ class Worker:
             version=__version__,
             sqlite_version=apsw.sqlite_lib_version(),
             destinations=[destination.name for destination in settings.destinations],
-            datasets=[dataset.name for dataset in collected.datasets],
-            fact_sets=[fact_set.name for fact_set in collected.fact_sets],
+            datasets=[dataset.name for dataset in self.collected.datasets],
+            fact_sets=[fact_set.name for fact_set in self.collected.fact_sets],
         )
         self.collector = Collector(
             settings.cloudflare,
-            datasets=collected.datasets,
-            further_kinds={fact_set.scope for fact_set in collected.fact_sets},
+            datasets=self.collected.datasets,
+            further_kinds={fact_set.scope for fact_set in self.collected.fact_sets},
             max_ledger_bytes=settings.ledger.max_bytes,
             api=self.api,
             ledger=self.ledger,
@@ -116,7 +117,7 @@ class Worker:
         )
         self.drift_meter = DriftMeter(
             settings.cloudflare,
-            datasets=collected.datasets,
+            datasets=self.collected.datasets,
             api=self.api,
             ledger=self.ledger,
             clock=clock,
@@ -124,7 +125,7 @@ class Worker:
         )
         reader = FactReader(
             settings.cloudflare,
-            fact_sets=collected.fact_sets,
+            fact_sets=self.collected.fact_sets,
             max_ledger_bytes=settings.ledger.max_bytes,
             api=self.api,
             ledger=self.ledger,
@@ -133,7 +134,7 @@ class Worker:
             metrics=self.metrics,
         )
         # A loop only where there is something to do for it.
-        self.fact_readers = [reader] if collected.fact_sets else []
+        self.fact_readers = [reader] if self.collected.fact_sets else []
         described = [*(each.metrics() for each in catalogue.values()), *(each.metrics() for each in FACT_SETS.values())]
         metadata = {
             metric.name: MetricMetadata(metric.help, metric.unit) for metrics in described for metric, _ in metrics
@@ -154,6 +155,8 @@ class Worker:
         self.maintainer = Maintainer(
             settings.cloudflare,
             settings.ledger,
+            datasets=self.collected.datasets,
+            fact_sets=self.collected.fact_sets,
             ledger=self.ledger,
             clock=clock,
             health=self.health,
@@ -167,6 +170,10 @@ class Worker:
             metrics.cloudflare_budget_remaining_requests.labels(api).set_function(
                 partial(self.api.quota.remaining, api)
             )
+
+        quota = self.api.quota
+        self.metrics.cloudflare_query_cost.set_function(lambda: _or_unknown(quota.cost_per_request))
+        self.metrics.cloudflare_budget_left.set_function(lambda: _or_unknown(quota.budget_left))
 
     async def __aenter__(self) -> Self:
         now = self._clock.now()
@@ -272,7 +279,14 @@ class Worker:
                 for pusher in self.pushers
             },
         )
-        return await report_status(self.ledger, self.settings, self._clock.now(), running)
+        return await report_status(
+            self.ledger,
+            self.settings,
+            self._clock.now(),
+            running,
+            datasets=self.collected.datasets,
+            fact_sets=self.collected.fact_sets,
+        )
 
     def _count_request(self, api: Api, priority: Priority, outcome: str, seconds: float) -> None:
         # Listing many zones, or taking a refused query apart, is one turn of the loop and many requests. Requests for
@@ -347,6 +361,10 @@ async def _cut_off(work: Coroutine[Any, Any, T], stopping: asyncio.Event, *, gra
         working.cancel()
     await asyncio.wait((working,))
     return None if working.cancelled() else working.result()
+
+
+def _or_unknown(number: float | None) -> float:
+    return math.nan if number is None else number
 
 
 def _reason(errors: ExceptionGroup[Exception]) -> Exception:

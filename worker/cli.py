@@ -31,8 +31,18 @@ from worker.clock import SystemClock, wait_for_any
 from worker.cloudflare import FACT_SETS, SchemaCheck
 from worker.config import Settings, describe, load_settings
 from worker.config.endpoints import listen_address
-from worker.datasets import DatasetListing, catalogue_of, check_datasets, chosen, list_datasets
-from worker.errors import LedgerHeldError, UsageError, WorkerError
+from worker.datasets import (
+    DatasetListing,
+    Known,
+    catalogue_of,
+    check_datasets,
+    chosen,
+    ledger_path_of,
+    list_datasets,
+    list_scopes,
+    read_known,
+)
+from worker.errors import LedgerDamagedError, LedgerHeldError, LedgerUnusableError, UsageError, WorkerError
 from worker.health import TokenState, Verdict
 from worker.ledger import (
     Ledger,
@@ -47,7 +57,15 @@ from worker.ledger import (
 from worker.observe import Redactor, configure_logging, get_logger
 from worker.remote_write import secrets_of
 from worker.report import Running, report_status
-from worker.status import DestinationStatus, ScopeStatus, StatusReport, worst_first
+from worker.status import (
+    DatasetStatus,
+    DeniedStatus,
+    DestinationStatus,
+    ScopeStatus,
+    StatusReport,
+    worst_first,
+    worth_a_row,
+)
 from worker.times import instant, moment, span
 
 EXIT_INCOMPLETE = 3
@@ -61,7 +79,10 @@ _SHORTEST_SECRET = 4
 _FOLLOW_SECONDS = 0.5
 
 # More rows than a person reads; --json has all.
-_MOST_SCOPES = 50
+_MOST_ROWS = 50
+
+# Names that show whom a line with many is about.
+_FIRST_NAMES = 3
 
 # What only a running worker knows: a command that reads its ledger would have to make it up.
 _KNOWN_TO_THE_WORKER = {"readiness", "cloudflare", "message", "parked"}
@@ -189,13 +210,23 @@ def check(config_file: Path | None, *, config_only: bool, as_json: bool) -> None
     metavar="SCHEMA",
     help="Validate every query of every dataset against this GraphQL schema instead.",
 )
+@click.option("--zone", metavar="ZONE", help="Only those of this zone or account (name or id), and what it is denied.")
 @_json
-def datasets(config_file: Path | None, *, schema_file: Path | None, as_json: bool) -> None:
-    """List the catalogue: every dataset that can be collected, and whether it is."""
+def datasets(config_file: Path | None, *, schema_file: Path | None, zone: str | None, as_json: bool) -> None:
+    """List the catalogue: every dataset that can be collected, whether it is, and how many zones are denied it.
+
+    What zones and accounts are denied is read from the ledger, if there is one.
+    """
     if schema_file is not None:
+        if zone is not None:
+            msg = "--check is about the catalogue, --zone about the ledger; give one of them"
+            raise click.UsageError(msg)
         _check_datasets(check_datasets(schema_file, config_file, os.environ), as_json=as_json)
         return
-    listed = list_datasets(config_file, os.environ)
+    if zone is not None:
+        _datasets_of(zone, config_file, as_json=as_json)
+        return
+    listed = list_datasets(config_file, os.environ, _known(ledger_path_of(config_file, os.environ)))
     if as_json:
         _print_json(listed)
         return
@@ -204,8 +235,42 @@ def datasets(config_file: Path | None, *, schema_file: Path | None, as_json: boo
         of_scope = [each for each in listed if each.scope == scope]
         console.print(f"{len(of_scope)} datasets of {scope}s; * is collected\n", soft_wrap=True)
         console.print(_listed(of_scope))
+        for each in of_scope:
+            for reason, count in each.denied.items():
+                console.print(f"{each.name}: denied to {_count_of(scope, count)}: {reason}", soft_wrap=True)
         console.print("")
     console.print("--json has their metrics", soft_wrap=True)
+
+
+def _known(ledger_path: Path) -> Known | None:
+    """What the ledger knows of zones and accounts; None without one. A broken one does not cost the list."""
+    if not ledger_path.exists():
+        return None
+    try:
+        return asyncio.run(read_known(ledger_path))
+    except (LedgerUnusableError, LedgerDamagedError) as error:
+        click.echo(f"what zones and accounts are denied is not known: {error}", err=True)
+        return None
+
+
+def _datasets_of(zone: str, config_file: Path | None, *, as_json: bool) -> None:
+    """All that one zone, or account, could be asked for."""
+    listed = list_datasets(config_file, os.environ)
+    known = asyncio.run(read_known(ledger_path_of(config_file, os.environ)))
+    names = [*(scope.name for scope in known.scopes), *(scope.tag for scope in known.scopes)]
+    _require_known("--zone", [zone], names)
+    found = list_scopes(listed, known, zone)
+    if as_json:
+        _print_json(found)
+        return
+    console = _console()
+    for scope in found:
+        console.print(f"{scope.kind} {scope.name} ({scope.scope}); * is collected, and was looked at\n", soft_wrap=True)
+        table = _table(_words("dataset"), _words("denied since"), _text("because"))
+        for each in scope.datasets:
+            since = "" if each.denied_since is None else instant(each.denied_since)
+            table.add_row(f"{each.dataset}{'*' if each.is_collected else ''}", since, each.reason or "")
+        console.print(table)
 
 
 def _check_datasets(found: SchemaCheck, *, as_json: bool) -> None:
@@ -222,7 +287,7 @@ def _check_datasets(found: SchemaCheck, *, as_json: bool) -> None:
 
 def _listed(listed: Sequence[DatasetListing]) -> Table:
     names = _words("dataset"), _text("groups"), _text("labels")
-    table = _table(*names, _number("metrics"), _text("widths"), _number("delay"))
+    table = _table(*names, _number("metrics"), _text("widths"), _number("delay"), _number("denied to"))
     for each in listed:
         table.add_row(
             f"{each.name}{'*' if each.is_collected else ''}",
@@ -232,8 +297,16 @@ def _listed(listed: Sequence[DatasetListing]) -> Table:
             str(len(each.metrics)),
             each.widths,
             span(each.delay_seconds),
+            _denied_to(each),
         )
     return table
+
+
+def _denied_to(listed: DatasetListing) -> str:
+    """Of how many zones or accounts; nothing where it was never looked at."""
+    if listed.scope_count is None or not (listed.is_collected or listed.denied):
+        return ""
+    return f"{sum(listed.denied.values()):,} of {listed.scope_count:,}"
 
 
 @main.command()
@@ -261,7 +334,16 @@ async def _read_status(settings: Settings) -> StatusReport:
     ledger = Ledger.open_read_only(settings.ledger.path)
     try:
         unknown = Running(readiness=Verdict(ok=True, problems=()), token=TokenState.UNKNOWN, budgets=())
-        return worst_first(await report_status(ledger, settings, SystemClock().now(), unknown))
+        collected = chosen(settings.cloudflare, catalogue_of(settings.cloudflare))
+        report = await report_status(
+            ledger,
+            settings,
+            SystemClock().now(),
+            unknown,
+            datasets=collected.datasets,
+            fact_sets=collected.fact_sets,
+        )
+        return worst_first(report)
     finally:
         await ledger.close()
 
@@ -490,40 +572,79 @@ def is_complete(report: StatusReport) -> bool:
 
 
 def print_status(report: StatusReport, console: Console) -> None:
-    """The report as two tables, with what is wrong on lines of its own below each."""
-
-    def line(text: str) -> None:
-        # The terminal breaks a long line, and puts it together again when it is copied.
-        console.print(text, soft_wrap=True)
-
+    """The report as tables, with what is wrong, or denied, on lines of its own below each."""
+    line = partial(_print_line, console)
     line(f"ledger {report.ledger.path}: {report.ledger.size_bytes:,} of {report.ledger.max_bytes:,} bytes\n")
     console.print(_deliveries(report))
     for each in report.destinations:
         for wrong in _what_is_wrong(each):
             line(wrong)
     line("")
-    if not report.scopes:
+    if not (report.scopes or report.denied):
         line("no zone has been listed yet")
         return
-    shown = report.scopes[:_MOST_SCOPES]
-    naming = _naming(report)
+    if len(report.datasets) > 1:
+        console.print(_datasets(report.datasets[:_MOST_ROWS]))
+        line(_rest(len(report.datasets)))
+    if scopes := worth_a_row(report):
+        naming = _naming(report)
+        console.print(_scopes(scopes[:_MOST_ROWS], naming))
+        for scope in scopes[:_MOST_ROWS]:
+            if scope.reason is not None:
+                line(f"{' '.join(name(scope) for _, name in naming)}: {scope.reason}")
+        line(_rest(len(scopes)))
+    if report.denied:
+        line("not collected, as it is denied:")
+        for denied in report.denied[:_MOST_ROWS]:
+            line(f"  {denied.dataset}: {_whom(denied)}: {denied.reason}")
+        line(_rest(len(report.denied)))
+
+
+def _print_line(console: Console, text: str) -> None:
+    # The terminal breaks a long line, and puts it together again when it is copied.
+    console.print(text, soft_wrap=True)
+
+
+def _rest(count: int) -> str:
+    """The line that ends a table of the first rows of so many; empty where these are all."""
+    hidden = count - _MOST_ROWS
+    return f"{hidden:,} more are not shown: --json has all\n" if hidden > 0 else ""
+
+
+def _datasets(datasets: Sequence[DatasetStatus]) -> Table:
+    """One row for each, which fits into 80 columns with the longest name of a shipped one."""
+    numbers = map(_number, ("missing", "denied"))
+    table = _table(_text("dataset"), _number("zones or\naccounts"), _words("newest window ends"), *numbers)
+    for each in datasets:
+        newest = "-" if each.newest_window_end is None else instant(each.newest_window_end)
+        table.add_row(each.dataset, f"{each.scope_count:,}", newest, f"{each.missing:,}", f"{each.scopes_denied:,}")
+    return table
+
+
+def _scopes(scopes: Sequence[ScopeStatus], naming: Sequence[tuple[str, Callable[[ScopeStatus], str]]]) -> Table:
     table = _table(
         *(_text(header) for header, _ in naming),
         _words("newest window ends"),
         *map(_number, ("captured", "expected", "missing")),
     )
-    for scope in shown:
+    for scope in scopes:
         table.add_row(
             *(name(scope) for _, name in naming),
             "-" if scope.newest_window_end is None else instant(scope.newest_window_end),
             *(f"{count:,}" for count in (scope.captured, scope.expected, scope.missing)),
         )
-    console.print(table)
-    for scope in shown:
-        if scope.reason is not None:
-            line(f"{' '.join(name(scope) for _, name in naming)}: {scope.reason}")
-    if (hidden := report.scope_count - _MOST_SCOPES) > 0:
-        line(f"{hidden:,} more are not shown: --json has all")
+    return table
+
+
+def _whom(denied: DeniedStatus) -> str:
+    """How many zones or accounts a denial is about, and the first of them."""
+    names = [scope.name for scope in denied.scopes[:_FIRST_NAMES]]
+    more = ", ..." if denied.scope_count > len(names) else ""
+    return f"{_count_of(denied.kind, denied.scope_count)} ({', '.join(names)}{more})"
+
+
+def _count_of(kind: str, count: int) -> str:
+    return f"{count:,} {kind}{'' if count == 1 else 's'}"
 
 
 def _deliveries(report: StatusReport) -> Table:
@@ -581,9 +702,10 @@ def _answer(status: int | None, reason: str) -> str:
 
 
 def _naming(report: StatusReport) -> list[tuple[str, Callable[[ScopeStatus], str]]]:
-    """The columns that tell the rows apart: a zone's name, and what else is not the same in all of its rows."""
-    columns: list[tuple[str, Callable[[ScopeStatus], str]]] = [("zone", lambda scope: scope.name)]
-    if len({scope.dataset for scope in report.scopes}) > 1:
+    """The columns that tell the rows apart: a zone's or account's name, and what else is not the same in all rows."""
+    kinds = " or ".join(sorted({each.kind for each in report.datasets}, reverse=True))
+    columns: list[tuple[str, Callable[[ScopeStatus], str]]] = [(kinds or "zone", lambda scope: scope.name)]
+    if len(report.datasets) > 1:
         columns.append(("dataset", lambda scope: scope.dataset))
     if len({(scope.dataset, scope.scope) for scope in report.scopes}) < len(report.scopes):
         columns.append(("width", lambda scope: span(scope.width_seconds)))

@@ -136,7 +136,7 @@ class Collector:
             Worklist(
                 dataset,
                 settings.bucket_seconds,
-                max(settings.delay_seconds, dataset.delay_seconds or 0),
+                dataset.final_after_seconds(settings.delay_seconds),
             )
             for dataset in datasets
         ]

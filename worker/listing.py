@@ -130,13 +130,14 @@ class Listing:
         gone = await self._ledger.write(record_scopes, [_known(scope) for scope in scopes], self._clock.now())
         self._set(scopes)
         for scope in gone:
-            told = {"account": scope.name} if _is_account(scope) else {"zone": scope.name, "zone_id": scope.tag}
+            told = {"account": scope.name} if scope.is_account else {"zone": scope.name, "zone_id": scope.tag}
             log.warning("A zone or account has disappeared; what was captured of it is kept", **told)
         log.info("Listed the zones", zones=len(zones), accounts=len(accounts), collected=len(self.scopes))
 
     def _set(self, scopes: Sequence[Scope]) -> None:
         self.scopes = {scope.tag: scope for scope in scopes if scope.kind in self._kinds}
         self._metrics.zones.set(sum(scope.kind is ScopeKind.ZONE for scope in scopes))
+        self._metrics.accounts.set(sum(scope.kind is ScopeKind.ACCOUNT for scope in scopes))
 
     async def _verify_token(self) -> None:
         check = await self._api.verify_token()
@@ -156,8 +157,8 @@ def recalled(known: Iterable[KnownScope], settings: CloudflareSettings) -> list[
     """The scopes that the ledger knows, as far as today's settings leave them."""
     scopes = list(known)
     selection = _selection(settings)
-    zones = [_zone(scope) for scope in scopes if not _is_account(scope)]
-    accounts = [Account(scope.tag, scope.account_name) for scope in scopes if _is_account(scope)]
+    zones = [_zone(scope) for scope in scopes if not scope.is_account]
+    accounts = [Account(scope.tag, scope.account_name) for scope in scopes if scope.is_account]
     chosen = [zone for zone in zones if selects(zone, **selection)]
     owners = {zone.account_tag for zone in chosen}
     owning = [account for account in accounts if not settings.zones or account.tag in owners]
@@ -182,11 +183,6 @@ def _warn_unmatched(unmatched: Sequence[Unmatched]) -> None:
             given=each.given,
             nearest=each.nearest,
         )
-
-
-def _is_account(scope: KnownScope) -> bool:
-    """An account owns itself in the ledger."""
-    return scope.tag == scope.account_tag
 
 
 def _zone(scope: KnownScope) -> Zone:

@@ -6,8 +6,10 @@ from the ledger. Deletes nothing that waits to be delivered.
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from worker.clock import Clock, wait_for_any
+from worker.cloudflare import Dataset, FactSet, further_delays
 from worker.config import CloudflareSettings, LedgerSettings
 from worker.errors import LedgerFullError, LedgerUnusableError
 from worker.health import Health
@@ -15,6 +17,7 @@ from worker.ledger import (
     Ledger,
     backlogs,
     delivery_counts,
+    denied_counts,
     expire,
     hole_counts,
     newest_captured,
@@ -41,11 +44,17 @@ class Maintainer:
         cloudflare: CloudflareSettings,
         ledger_settings: LedgerSettings,
         *,
+        datasets: Sequence[Dataset],
+        fact_sets: Sequence[FactSet] = (),
         ledger: Ledger,
         clock: Clock,
         health: Health,
         metrics: Metrics,
     ) -> None:
+        """`datasets`, `fact_sets`: those that are collected; of others nothing is told any more."""
+        collected: list[Dataset | FactSet] = [*datasets, *fact_sets]
+        self._collected = {each.name for each in collected}
+        self._further_delays = further_delays(datasets, cloudflare.delay_seconds)
         self._cloudflare = cloudflare
         self._settings = ledger_settings
         self._ledger = ledger
@@ -120,8 +129,10 @@ class Maintainer:
             if not count.gone
         }
         replace_values(metrics.ledger_buckets, states)
-        for dataset, end in (await self._ledger.read(newest_captured)).items():
+        for dataset, end in self._of_collected(await self._ledger.read(newest_captured)).items():
             metrics.newest_captured_window_end_timestamp_seconds.labels(dataset).set(end)
+        denied = self._of_collected(await self._ledger.read(denied_counts))
+        replace_values(metrics.denied_scopes, {(dataset,): float(count) for dataset, count in denied.items()})
         replace_values(metrics.missing_windows, await self._missing(now))
         metrics.ledger_size_bytes.set((await self._ledger.read(room)).file_bytes + self._ledger.log_bytes())
 
@@ -133,11 +144,18 @@ class Maintainer:
             since=since,
             final_until=now - self._cloudflare.delay_seconds,
             delay_seconds=self._cloudflare.delay_seconds,
+            further_delays=self._further_delays,
         )
         missing: Counter[tuple[str, ...]] = Counter()
         for report in reports:
-            missing[report.dataset, "waiting"] += report.missing
+            if report.dataset in self._further_delays:
+                # What was due before its dataset was denied is not asked for any more.
+                missing[report.dataset, "denied" if report.denied else "waiting"] += report.missing - report.holes
         for (dataset, reason), count in (await self._ledger.read(hole_counts, since=since)).items():
-            missing[dataset, reason] += count
-            missing[dataset, "waiting"] -= count
+            if dataset in self._further_delays:
+                missing[dataset, reason] += count
         return {labels: float(max(0, count)) for labels, count in missing.items()}
+
+    def _of_collected(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Without the datasets that the ledger knows from other settings."""
+        return {dataset: count for dataset, count in counts.items() if dataset in self._collected}

@@ -13,17 +13,22 @@ from html import escape
 from worker.health import quote
 from worker.status import (
     ApiBudget,
+    DatasetStatus,
+    DeniedStatus,
     DestinationStatus,
     JournalEntry,
     LedgerStatus,
     RefusedStatus,
-    ScopeStatus,
     StatusReport,
+    worth_a_row,
 )
 from worker.times import instant, span
 
 # As many rows as a person scrolls through; the worst come first, and /api/v1/status has the rest.
-MAX_SCOPES = 200
+MAX_ROWS = 200
+
+# Names that show whom a row with many is about.
+_FIRST_NAMES = 5
 
 # Long enough to read a table before it moves, short enough to watch a backlog drain.
 REFRESH_SECONDS = 15
@@ -82,8 +87,10 @@ def render(report: StatusReport) -> bytes:
             *_headline(report),
             tag("h2", "Destinations"),
             *_destinations(report.destinations, report.now),
-            tag("h2", "Zones"),
+            tag("h2", "Zones and accounts"),
+            *_datasets(report),
             *_scopes(report),
+            *_denials(report.denied),
             tag("h2", "Ledger"),
             *_ledger(report.ledger),
             tag("h2", "Cloudflare API"),
@@ -117,12 +124,13 @@ def _headline(report: StatusReport) -> list[Html]:
     else:
         problems = (tag("li", str(problem)) for problem in report.readiness.problems)
         verdict = _joined([tag("p", "Not ready:", css="bad verdict"), tag("ul", *problems)])
-    return [verdict, _capture_sentence(report.scopes), _delivery_sentence(report)]
+    return [verdict, _capture_sentence(report), _delivery_sentence(report)]
 
 
-def _capture_sentence(scopes: tuple[ScopeStatus, ...]) -> Html:
+def _capture_sentence(report: StatusReport) -> Html:
+    scopes = report.scopes
     if not scopes:
-        return tag("p", "No zone has been listed yet.")
+        return tag("p", "Everything is denied." if report.denied else "No zone has been listed yet.")
     missing = sum(scope.missing for scope in scopes)
     if not missing:
         return tag("p", "Captured: every window that is due.")
@@ -230,8 +238,61 @@ def _buckets(count: int) -> str:
     return f"{_count(count)} {'bucket' if count == 1 else 'buckets'}"
 
 
+def _datasets(report: StatusReport) -> list[Html]:
+    """Of several datasets one row for each, as a zone has a row for each of them below."""
+    if len(report.datasets) <= 1:
+        return []
+    header = ("Dataset", "#Zones or accounts", "Newest window ended", "#Captured", "#Missing", "#Denied to", "#Delay")
+    rows = [
+        (
+            each.dataset,
+            _joined([_scope_count(each.kind, each.scope_count), *_lacking(each)]),
+            _ago(each.newest_window_end, report.now),
+            f"{_count(each.captured)} of {_count(each.expected)}",
+            _alarming(each.missing),
+            _count(each.scopes_denied),
+            span(each.delay_seconds),
+        )
+        for each in report.datasets[:MAX_ROWS]
+    ]
+    return [_table(header, rows), *_rest(len(report.datasets) - len(rows))]
+
+
+def _lacking(dataset: DatasetStatus) -> list[Html]:
+    return [tag("small", f"{_count(dataset.scopes_missing)} with missing windows")] if dataset.scopes_missing else []
+
+
+def _scope_count(kind: str, count: int) -> str:
+    return f"{_count(count)} {kind}{'' if count == 1 else 's'}"
+
+
+def _denials(denied: tuple[DeniedStatus, ...]) -> list[Html]:
+    if not denied:
+        return []
+    header = ("Denied", "#Zones or accounts", "The first of them", "Reason")
+    rows = [
+        (each.dataset, _scope_count(each.kind, each.scope_count), _first_names(each), quote(each.reason))
+        for each in denied[:MAX_ROWS]
+    ]
+    text = "Not collected, as it is denied; what the plans and the token allow is looked at once a day:"
+    return [tag("p", text), _table(header, rows), *_rest(len(denied) - len(rows))]
+
+
+def _first_names(denied: DeniedStatus) -> str:
+    names = [scope.name for scope in denied.scopes[:_FIRST_NAMES]]
+    return ", ".join([*names, "..."] if denied.scope_count > len(names) else names)
+
+
+def _rest(hidden: int) -> list[Html]:
+    text = f"{_count(hidden)} more are not shown; /api/v1/status has all of them."
+    return [tag("p", text, css="quiet")] if hidden > 0 else []
+
+
 def _scopes(report: StatusReport) -> list[Html]:
-    header = ("Zone", "Dataset", "Newest window ended", "#Captured", "#Missing", "Reason")
+    scopes = worth_a_row(report)
+    if report.scopes and not scopes:
+        return []
+    header = ("Name", "Dataset", "Newest window ended", "#Captured", "#Missing", "Reason")
     rows = [
         (
             _joined([scope.name, tag("small", scope.scope)]),
@@ -241,13 +302,9 @@ def _scopes(report: StatusReport) -> list[Html]:
             _alarming(scope.missing),
             "-" if scope.reason is None else quote(scope.reason),
         )
-        for scope in report.scopes[:MAX_SCOPES]
+        for scope in scopes[:MAX_ROWS]
     ]
-    parts = [_table(header, rows)]
-    hidden = report.scope_count - len(rows)
-    if hidden > 0:
-        parts.append(tag("p", f"{_count(hidden)} more are not shown; /api/v1/status has all of them.", css="quiet"))
-    return parts
+    return [_table(header, rows), *_rest(len(scopes) - len(rows))]
 
 
 def _ledger(ledger: LedgerStatus) -> list[Html]:

@@ -3,19 +3,23 @@
 Only reads. `worker.status` says what each field means; `/`, `/api/v1/status` and `cfrw status` show it.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from worker import __version__
+from worker.cloudflare import Dataset, FactSet, further_delays
 from worker.config import Settings
 from worker.health import TokenState, Verdict
 from worker.ledger import (
+    Denial,
     Job,
     Ledger,
     RefusedSample,
     ScopeReport,
     backlogs,
     delivery_counts,
+    denials,
     destination_reports,
     jobs,
     refusals,
@@ -28,6 +32,9 @@ from worker.series import parse_label_block
 from worker.status import (
     ApiBudget,
     CloudflareStatus,
+    DatasetStatus,
+    DeniedScope,
+    DeniedStatus,
     DestinationStatus,
     GivenUp,
     JournalEntry,
@@ -71,15 +78,33 @@ class Running:
     destinations: Mapping[str, RunningDestination] = field(default_factory=dict)
 
 
-async def report_status(ledger: Ledger, settings: Settings, now: float, running: Running) -> StatusReport:
-    """The report at `now`, unix seconds, over the reach of automatic replay."""
+async def report_status(
+    ledger: Ledger,
+    settings: Settings,
+    now: float,
+    running: Running,
+    *,
+    datasets: Sequence[Dataset],
+    fact_sets: Sequence[FactSet] = (),
+) -> StatusReport:
+    """The report at `now`, unix seconds, over the reach of automatic replay.
+
+    datasets, fact_sets: those that are collected; nothing is told of others that the ledger holds.
+    """
+    collected: list[Dataset | FactSet] = [*datasets, *fact_sets]
+    kinds: dict[str, str] = {each.name: each.scope for each in collected}
+    delay_seconds = settings.cloudflare.delay_seconds
+    further = further_delays(datasets, delay_seconds)
     replay_since = now - settings.cloudflare.replay_hours * 3600
-    scopes = await ledger.read(
+    known = await ledger.read(
         scope_reports,
         since=replay_since,
-        final_until=now - settings.cloudflare.delay_seconds,
-        delay_seconds=settings.cloudflare.delay_seconds,
+        final_until=now - delay_seconds,
+        delay_seconds=delay_seconds,
+        further_delays=further,
     )
+    scopes = [report for report in known if report.dataset in further]
+    denied = [denial for denial in await ledger.read(denials) if denial.dataset in kinds]
     size = await ledger.read(room)
     paused = size.used_bytes >= settings.ledger.max_bytes
     return StatusReport(
@@ -92,11 +117,49 @@ async def report_status(ledger: Ledger, settings: Settings, now: float, running:
             path=str(ledger.path),
             size_bytes=size.file_bytes + ledger.log_bytes(),
             max_bytes=settings.ledger.max_bytes,
-            buckets=sum(report.captured for report in scopes),
+            buckets=sum(report.captured for report in known),
         ),
         journal=tuple(_entry(job) for job in await ledger.read(jobs, newest=_JOURNAL_ENTRIES)),
+        datasets=_datasets(datasets, delay_seconds, scopes, denied),
+        denied=_denied(denied, kinds),
         scope_count=len(scopes),
         scopes=tuple(_scope(report, paused=paused) for report in scopes),
+    )
+
+
+def _datasets(
+    datasets: Sequence[Dataset], delay_seconds: int, scopes: Sequence[ScopeReport], denied: Sequence[Denial]
+) -> tuple[DatasetStatus, ...]:
+    reports: dict[str, list[ScopeReport]] = {dataset.name: [] for dataset in datasets}
+    for report in scopes:
+        reports[report.dataset].append(report)
+    denials_of = Counter(denial.dataset for denial in denied)
+    return tuple(
+        DatasetStatus(
+            dataset=dataset.name,
+            kind=dataset.scope,
+            delay_seconds=dataset.final_after_seconds(delay_seconds),
+            scope_count=len({report.tag for report in found}),
+            scopes_missing=len({report.tag for report in found if report.missing}),
+            scopes_denied=denials_of[dataset.name],
+            newest_window_end=max((report.newest_end for report in found if report.newest_end), default=None),
+            expected=sum(report.expected for report in found),
+            captured=sum(report.captured for report in found),
+            missing=sum(report.missing for report in found),
+        )
+        for dataset in datasets
+        for found in [reports[dataset.name]]
+    )
+
+
+def _denied(denied: Sequence[Denial], kinds: Mapping[str, str]) -> tuple[DeniedStatus, ...]:
+    alike: dict[tuple[str, str], list[DeniedScope]] = {}
+    for denial in denied:
+        scope = DeniedScope(denial.tag, denial.name, denial.denied_at)
+        alike.setdefault((denial.dataset, denial.detail), []).append(scope)
+    return tuple(
+        DeniedStatus(dataset, kinds[dataset], reason, len(scopes), tuple(scopes))
+        for (dataset, reason), scopes in alike.items()
     )
 
 
@@ -172,7 +235,12 @@ def _escaped(value: str) -> str:
 def _scope(report: ScopeReport, *, paused: bool) -> ScopeStatus:
     reasons: list[str] = []
     if (waiting := report.missing - report.holes) > 0:
-        why = "collection pauses, the ledger has reached LEDGER_MAX_BYTES" if paused else "waiting for their turn"
+        if report.denied:
+            why = f"not asked for any more, as they are denied: {report.denied}"
+        elif paused:
+            why = "collection pauses, the ledger has reached LEDGER_MAX_BYTES"
+        else:
+            why = "waiting for their turn"
         reasons.append(f"{waiting} {why}")
     if report.missing and report.reason:
         reasons.append(f"{report.holes} {report.reason}: {report.detail}")

@@ -109,6 +109,54 @@ class ScopeStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DatasetStatus:
+    """One dataset that is collected, over the zones or accounts that windows of it are expected of.
+
+    kind:              `zone` or `account`.
+    delay_seconds:     how long after its end a window of it is taken to be final.
+    scope_count:       how many zones or accounts there are with windows that are expected, or were.
+    scopes_missing:    how many of them lack windows.
+    scopes_denied:     how many are not entitled to it.
+    newest_window_end: end of the newest window that was captured, of any of them.
+    """
+
+    dataset: str
+    kind: str
+    delay_seconds: int
+    scope_count: int
+    scopes_missing: int
+    scopes_denied: int
+    newest_window_end: float | None
+    expected: int
+    captured: int
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeniedScope:
+    """A zone or an account, by its tag (id) and its name, that is denied something since then."""
+
+    scope: str
+    name: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeniedStatus:
+    """Zones or accounts that are not entitled to a dataset for the same reason: it is neither asked for nor expected.
+
+    kind:        `zone` or `account`.
+    scope_count: how many there are, also where `scopes` is a part of them.
+    """
+
+    dataset: str
+    kind: str
+    reason: str
+    scope_count: int
+    scopes: tuple[DeniedScope, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerStatus:
     """The ledger on disk.
 
@@ -162,8 +210,10 @@ class StatusReport:
     version:     of the worker.
     now:         when the report was made.
     readiness:   what /-/ready says.
-    scope_count: how many scopes there are, also where `scopes` is a part of them.
     journal:     the newest repairs, newest first.
+    datasets:    every dataset that is collected.
+    denied:      what is not collected because it is denied.
+    scope_count: how many scopes there are, also where `scopes` is a part of them.
     """
 
     version: str
@@ -173,19 +223,41 @@ class StatusReport:
     cloudflare: CloudflareStatus
     ledger: LedgerStatus
     journal: tuple[JournalEntry, ...]
+    datasets: tuple[DatasetStatus, ...]
+    denied: tuple[DeniedStatus, ...]
     scope_count: int
     scopes: tuple[ScopeStatus, ...]
 
 
 def worst_first(report: StatusReport) -> StatusReport:
-    """The report with its scopes ordered: most missing windows first, then the one furthest behind, then by name."""
-    return replace(report, scopes=tuple(sorted(report.scopes, key=_badness)))
+    """The report with what matters first.
+
+    Scopes by missing windows, then the one furthest behind, then by name; datasets by missing windows, then by zones or
+    accounts that are denied them; denials by how many they concern.
+    """
+    return replace(
+        report,
+        scopes=tuple(sorted(report.scopes, key=_badness)),
+        datasets=tuple(sorted(report.datasets, key=lambda each: (-each.missing, -each.scopes_denied, each.dataset))),
+        denied=tuple(sorted(report.denied, key=lambda each: (-each.scope_count, each.dataset, each.reason))),
+    )
+
+
+def worth_a_row(report: StatusReport) -> tuple[ScopeStatus, ...]:
+    """The scopes that a person looks at one by one: all of a single dataset, else those that lack windows.
+
+    A zone has a row for each dataset, of which there may be a hundred; `datasets` sums them up.
+    """
+    if len(report.datasets) <= 1:
+        return report.scopes
+    return tuple(scope for scope in report.scopes if scope.missing)
 
 
 def part_of_scopes(report: StatusReport, offset: int, limit: int | None) -> StatusReport:
-    """The report with `limit` of its scopes from `offset` on; all from there where the limit is None."""
+    """The report with `limit` of its scopes from `offset` on, of each denial as well; all where the limit is None."""
     end = None if limit is None else offset + limit
-    return replace(report, scopes=report.scopes[offset:end])
+    denied = tuple(replace(each, scopes=each.scopes[offset:end]) for each in report.denied)
+    return replace(report, scopes=report.scopes[offset:end], denied=denied)
 
 
 def _badness(scope: ScopeStatus) -> tuple[int, float, str, str]:

@@ -176,7 +176,10 @@ async def test_the_http_side_tells_where_it_listens_and_answers(scene: Scene) ->
     assert status["cloudflare"]["token"] == "accepted"
     assert [budget["api"] for budget in status["cloudflare"]["budgets"]] == ["graphql", "rest"]
     assert {scope["name"] for scope in status["scopes"]} == {zone.name for zone in scene.api.fleet.zones}
+    # One query for what the zones are entitled to, one for their windows.
     assert 'cfrw_cloudflare_requests_total{api="graphql",outcome="ok"} 2.0' in metrics
+    assert "cfrw_cloudflare_query_cost 1.0" in metrics
+    assert "cfrw_cloudflare_budget_left" in metrics
     assert 'cfrw_cloudflare_budget_limit_requests{api="rest"} 1200.0' in metrics
     assert ACCEPTED_BEARER not in str(status) + metrics
 

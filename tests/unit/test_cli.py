@@ -25,11 +25,12 @@ from rich.console import Console
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tests.reports import DESTINATION, NOW, REFUSAL, REPORT, SCOPE
+from tests.reports import DATASET, DENIED, DESTINATION, NOW, REFUSAL, REPORT, SCOPE
 from tests.truth import SAME, difference, expected_content
 from worker import cli
 from worker.cli import main
 from worker.clock import SystemClock
+from worker.cloudflare import shipped
 from worker.config import load_settings
 from worker.errors import UsageError
 from worker.ledger import Ledger, ScopeReport, present_scopes, record_scopes, scope_reports
@@ -415,6 +416,51 @@ def test_a_status_of_many_zones_shows_the_worst_and_says_how_many_more_there_are
     assert "zone-049.example" in shown
     assert "zone-050.example" not in shown
     assert "10 more are not shown: --json has all" in shown
+
+
+def test_a_status_of_many_datasets_sums_them_up_and_shows_what_is_missing_and_denied() -> None:
+    lacking = replace(SCOPE, scope="1", name="lacking.example", missing=7, reason="7 failed: HTTP 503")
+    firewall = replace(
+        DENIED,
+        dataset="firewall_events",
+        scope_count=9_000,
+        scopes=tuple(replace(DENIED.scopes[0], name=f"{letter}.example") for letter in "abcd"),
+    )
+    longest = max(shipped(), key=len)
+    report = replace(
+        REPORT,
+        datasets=(
+            replace(DATASET, scope_count=10_000, captured=1_233, expected=1_240, missing=7),
+            *(replace(DATASET, dataset=longest, kind="account") for _ in range(128)),
+        ),
+        denied=(firewall, DENIED),
+        scope_count=2,
+        scopes=(lacking, replace(SCOPE, name="fine.example")),
+    )
+    report = replace(report, datasets=(*report.datasets, replace(DATASET, dataset="firewall_events")))
+    console = Console(file=io.StringIO(), width=80, markup=False)
+    cli.print_status(report, console)
+    assert isinstance(console.file, io.StringIO)
+    shown = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    assert "http_requests 10,000 2026-01-06T02:45:00Z 7 0" in shown
+    assert f"{longest} 1 2026-01-06T02:45:00Z 0 0" in shown
+    assert "80 more are not shown: --json has all" in shown
+    assert "lacking.example http_requests: 7 failed: HTTP 503" in shown
+    assert "fine.example" not in console.file.getvalue()
+    where = shown.index("not collected, as it is denied:")
+    assert shown[where + 1 : where + 3] == [
+        f"firewall_events: 9,000 zones (a.example, b.example, c.example, ...): {DENIED.reason}",
+        f"http_requests: 1 zone (free.example): {DENIED.reason}",
+    ]
+
+
+def test_a_status_in_which_everything_is_denied_does_not_say_that_there_are_no_zones() -> None:
+    console = Console(file=io.StringIO(), width=80, markup=False)
+    cli.print_status(replace(REPORT, scopes=(), scope_count=0, denied=(DENIED,)), console)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert f"http_requests: 1 zone (free.example): {DENIED.reason}" in shown
+    assert "listed" not in shown
 
 
 def test_a_status_names_the_samples_that_were_refused_in_full_and_what_the_receiver_said() -> None:

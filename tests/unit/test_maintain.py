@@ -8,8 +8,9 @@ import pytest
 from pydantic import SecretStr
 
 from tests.clocks import JumpingClock
-from tests.unit.ledger.fleet import DATASET, HOUR, T0, bucket, refuse_whole, scope, tag
+from tests.unit.ledger.fleet import DATASET, HOUR, T0, bucket, refuse_whole, scope, tag, window
 from worker.buckets import Window
+from worker.cloudflare import shipped
 from worker.config import CloudflareSettings, LedgerSettings
 from worker.errors import LedgerDamagedError, LedgerFullError
 from worker.health import Health
@@ -26,6 +27,7 @@ from worker.ledger import (
     outstanding_windows,
     prove_writable,
     prune,
+    record_denials,
     record_holes,
     record_scopes,
     register_destinations,
@@ -98,6 +100,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     maintainer = Maintainer(
         CloudflareSettings(api_token=SecretStr("canary"), delay_seconds=600, replay_hours=REPLAY_HOURS),
         LedgerSettings(retention_hours=RETENTION_HOURS),
+        datasets=[shipped()[name] for name in (DATASET, "ai_gateway_requests")],
         ledger=ledger,
         clock=clock,
         health=health,
@@ -260,6 +263,39 @@ async def test_missing_windows_are_told_by_their_reason(scene: Scene) -> None:
     await scene.captured(1, 93)
     await scene.maintainer.tidy()
     assert scene.value("cfrw_missing_windows", dataset=DATASET, reason="failed") == 0
+
+
+async def test_what_is_missing_goes_by_the_delay_of_each_dataset_that_is_collected(scene: Scene) -> None:
+    starts = range(T0 + 90 * HOUR, T0 + 99 * HOUR, HOUR)
+    for dataset in (DATASET, "ai_gateway_requests", "http_methods"):
+        await scene.ledger.write(outstanding_windows, dataset=dataset, width_seconds=HOUR, tags=[tag(1)], starts=starts)
+    await scene.ledger.write(record_holes, [Hole("http_methods", tag(1), window(95), HoleReason.FAILED, "x")], NOW)
+    await scene.maintainer.tidy()
+    # At 100:00 the window that ended at 99:00 is final to the second, where windows take an hour to be.
+    assert scene.value("cfrw_missing_windows", dataset=DATASET, reason="waiting") == 9
+    assert scene.value("cfrw_missing_windows", dataset="ai_gateway_requests", reason="waiting") == 9
+    scene.clock.set(NOW - 1)
+    await scene.maintainer.tidy()
+    assert scene.value("cfrw_missing_windows", dataset=DATASET, reason="waiting") == 9
+    assert scene.value("cfrw_missing_windows", dataset="ai_gateway_requests", reason="waiting") == 8
+    assert scene.value("cfrw_missing_windows", dataset="http_methods", reason="failed") is None
+
+
+async def test_denials_are_counted_and_what_was_due_before_them_is_missing_for_that_reason(scene: Scene) -> None:
+    starts = range(T0 + 90 * HOUR, T0 + 99 * HOUR, HOUR)
+    tags = [tag(1), tag(2)]
+    await scene.ledger.write(outstanding_windows, dataset=DATASET, width_seconds=HOUR, tags=tags, starts=starts)
+    denials = {(DATASET, tag(2)): "the plan", ("http_methods", tag(1)): "not collected any more"}
+    await scene.ledger.write(record_denials, denials, T0 + 95.0 * HOUR)
+    await scene.maintainer.tidy()
+    assert scene.value("cfrw_denied_scopes", dataset=DATASET) == 1
+    assert scene.value("cfrw_denied_scopes", dataset="http_methods") is None
+    # The windows from 90:00 to 93:00 were final at 95:00, the one that ended then was not.
+    assert scene.value("cfrw_missing_windows", dataset=DATASET, reason="denied") == 4
+    assert scene.value("cfrw_missing_windows", dataset=DATASET, reason="waiting") == 9
+    await scene.ledger.write(record_denials, {(DATASET, tag(2)): None}, NOW)
+    await scene.maintainer.tidy()
+    assert scene.value("cfrw_denied_scopes", dataset=DATASET) == 0
 
 
 async def test_the_size_of_the_ledger_and_its_newest_window_are_told(scene: Scene) -> None:

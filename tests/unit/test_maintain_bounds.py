@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from tests.unit.ledger.fleet import acknowledge_all, pending_ids
 from tests.unit.test_collect import HOUR, NOW, Scene, a_scene, due, new_collector
 from worker.cli import main
+from worker.cloudflare import shipped
 from worker.config import LedgerSettings
 from worker.errors import LedgerUnusableError
 from worker.ledger import Resend, ask_for_resend, carry_out_next, register_destinations, room
@@ -40,6 +41,7 @@ def maintainer_of(scene: Scene, max_bytes: int) -> Maintainer:
     return Maintainer(
         scene.settings,
         settings,
+        datasets=[shipped()["http_requests"]],
         ledger=scene.ledger,
         clock=scene.clock,
         health=scene.health,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.reports import DESTINATION, NOW, REFUSAL, REPORT, SCOPE
+from tests.reports import DATASET, DENIED, DESTINATION, NOW, REFUSAL, REPORT, SCOPE
 from worker import page
 from worker.health import Problem, Verdict
 from worker.status import GivenUp, LedgerStatus, StatusReport
@@ -70,6 +70,8 @@ EVERYTHING = replace(
             refusals=(REFUSAL,),
         ),
     ),
+    datasets=(DATASET, replace(DATASET, missing=1, scopes_missing=1)),
+    denied=(DENIED,),
     scopes=(replace(SCOPE, missing=1, reason="not answered"),),
 )
 
@@ -229,6 +231,41 @@ def test_of_ten_thousand_zones_the_worst_are_shown_and_the_rest_is_counted() -> 
     assert b"zone199.example" in html
     assert b"zone200.example" not in html
     assert b"9,800 more are not shown; /api/v1/status has all of them." in html
+
+
+def test_of_many_datasets_each_has_a_row_and_a_zone_only_where_something_is_missing() -> None:
+    datasets = tuple(
+        replace(DATASET, dataset=f"dataset_{number}", kind="account", delay_seconds=3600) for number in range(129)
+    )
+    lacking = replace(DATASET, dataset="lacking", scope_count=10_000, scopes_missing=2, missing=7, scopes_denied=30)
+    scopes = (replace(SCOPE, name="lacking.example", missing=7), *[replace(SCOPE, name="fine.example")] * 129)
+    report = replace(REPORT, datasets=(lacking, *datasets), scopes=scopes, scope_count=130)
+
+    text = document(report).text
+
+    assert "lacking10,000 zones2 with missing windows15m ago2026-01-06T02:45:00Z24 of 24" in text
+    assert "dataset_128" in text
+    assert "lacking.example" in text
+    assert "fine.example" not in text
+    assert "Name" not in document(replace(report, scopes=scopes[1:])).text
+
+
+def test_what_is_denied_is_shown_with_the_number_of_zones_the_first_of_them_and_the_reason() -> None:
+    scopes = tuple(replace(DENIED.scopes[0], name=f"zone{number}.example") for number in range(10_000))
+    many = replace(DENIED, dataset="firewall_events", scope_count=10_000, scopes=scopes)
+
+    html = page.render(replace(REPORT, denied=(many, *[DENIED] * 250)))
+    text = Document(html.decode()).text
+
+    row = "firewall_events10,000 zoneszone0.example, zone1.example, zone2.example, zone3.example, zone4.example, ..."
+    assert row + DENIED.reason in text
+    assert "http_requests1 zonefree.example" + DENIED.reason in text
+    assert html.count(b"</tr>") < 250
+    assert "51 more are not shown" in text
+    assert "denied" not in document(REPORT).text
+    everything = document(replace(REPORT, scopes=(), scope_count=0, denied=(DENIED,))).text
+    assert "Everything is denied." in everything
+    assert "listed" not in everything
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from tests.unit.ledger.fleet import DATASET, HOUR, T0, acknowledge_all, bucket, pending_ids, refuse_whole, scope, tag
 from worker import __version__
 from worker.buckets import Bucket
+from worker.cloudflare import FACT_SETS, Dataset, FactSet, shipped
 from worker.config import CloudflareSettings, DestinationSettings, LedgerSettings, Settings
 from worker.health import Problem, TokenState, Verdict
 from worker.ledger import (
@@ -19,6 +20,7 @@ from worker.ledger import (
     capture,
     carry_out_next,
     outstanding_windows,
+    record_denials,
     record_scopes,
     refuse,
     register_destinations,
@@ -27,7 +29,7 @@ from worker.ledger import (
 from worker.ledger.session import Session
 from worker.report import Running, RunningDestination, report_status
 from worker.series import label_block
-from worker.status import ApiBudget, GivenUp, RefusedStatus, StatusReport
+from worker.status import ApiBudget, DeniedScope, DeniedStatus, GivenUp, RefusedStatus, StatusReport
 
 NOW = T0 + 10.0 * HOUR
 READINESS = Verdict(ok=False, problems=(Problem("token", NOW, "Cloudflare refuses the API token"),))
@@ -41,10 +43,14 @@ class Scene:
     ledger: Ledger
     settings: Settings
     destinations: Mapping[str, RunningDestination] = field(default_factory=dict)
+    datasets: tuple[Dataset, ...] = (shipped()[DATASET],)
+    fact_sets: tuple[FactSet, ...] = (FACT_SETS["certificates"],)
 
     async def report(self, now: float = NOW) -> StatusReport:
         running = Running(READINESS, TokenState.REFUSED, BUDGETS, self.destinations)
-        return await report_status(self.ledger, self.settings, now, running)
+        return await report_status(
+            self.ledger, self.settings, now, running, datasets=self.datasets, fact_sets=self.fact_sets
+        )
 
 
 def forget_series(session: Session) -> None:
@@ -177,6 +183,55 @@ async def test_a_window_is_expected_when_it_is_final_and_until_it_is_past_the_re
     assert (await scene.report(T0 + 10 * HOUR + 599)).scopes[0].expected == 6
     assert (await scene.report(T0 + 10 * HOUR + 600)).scopes[0].expected == 7
     assert (await scene.report(T0 + 30 * HOUR)).scopes[0].expected == 23
+
+
+async def test_a_dataset_that_takes_longer_to_be_final_is_expected_later(scene: Scene) -> None:
+    slow = shipped()["ai_gateway_requests"]
+    starts = range(T0 + 3 * HOUR, T0 + 9 * HOUR, HOUR)
+    await scene.ledger.write(outstanding_windows, dataset=slow.name, width_seconds=HOUR, tags=[tag(1)], starts=starts)
+    scene.datasets = (*scene.datasets, slow)
+    (found,) = [each for each in (await scene.report()).scopes if each.dataset == slow.name]
+    assert found.expected == 6, "the window that ended an hour ago is final in this moment, the next one is not"
+    (earlier,) = [each for each in (await scene.report(NOW - 1)).scopes if each.dataset == slow.name]
+    assert earlier.expected == 5
+    http, ai = (await scene.report()).datasets
+    assert (http.delay_seconds, ai.delay_seconds) == (600, 3600)
+    assert (http.kind, http.scope_count, http.scopes_missing, http.missing) == ("zone", 2, 1, 4)
+    assert (ai.kind, ai.expected, ai.captured, ai.newest_window_end) == ("account", 6, 0, None)
+
+
+async def test_what_is_denied_is_told_by_dataset_and_reason_with_everybody_it_concerns(scene: Scene) -> None:
+    methods = shipped()["http_methods"]
+    reason = "the plan does not include httpRequestsAdaptiveGroups"
+    changes = {(methods.name, tag(1)): reason, (methods.name, tag(2)): reason, (DATASET, tag(2)): "other"}
+    await scene.ledger.write(record_denials, changes, T0 + 9.0 * HOUR)
+
+    await scene.ledger.write(record_denials, {("certificates", tag(1)): "not authorized"}, T0 + 9.0 * HOUR)
+    scene.datasets = (*scene.datasets, methods)
+    report = await scene.report()
+
+    by_zone = [DeniedScope(tag(number), f"zone-{number}.example", T0 + 9 * HOUR) for number in (1, 2)]
+    assert report.denied == (
+        DeniedStatus("certificates", "zone", "not authorized", 1, (by_zone[0],)),
+        DeniedStatus(methods.name, "zone", reason, 2, tuple(by_zone)),
+        DeniedStatus(DATASET, "zone", "other", 1, (by_zone[1],)),
+    )
+    assert [(each.dataset, each.scope_count, each.scopes_denied) for each in report.datasets] == [
+        (DATASET, 2, 1),
+        (methods.name, 0, 2),
+    ]
+    # The window that ended at 9:00 was not final when it was denied; what was due by then will not come.
+    _, second = report.scopes
+    assert (second.expected, second.missing) == (5, 3)
+    assert second.reason == "3 not asked for any more, as they are denied: other"
+
+
+async def test_of_datasets_that_are_not_collected_any_more_nothing_is_expected_or_told(scene: Scene) -> None:
+    await scene.ledger.write(record_denials, {(DATASET, tag(2)): "other"}, NOW)
+    scene.datasets = (shipped()["http_methods"],)
+    report = await scene.report()
+    assert (report.scopes, report.scope_count, report.denied) == ((), 0, ())
+    assert report.ledger.buckets == 8
 
 
 async def test_the_ledger_is_told_with_its_size(scene: Scene) -> None:

@@ -21,6 +21,7 @@ from tests.unit.ledger.fleet import (
     tag,
     window,
 )
+from worker.cloudflare import shipped
 from worker.config import CloudflareSettings, DestinationSettings, LedgerSettings, Settings
 from worker.health import TokenState, Verdict
 from worker.ledger import (
@@ -44,6 +45,8 @@ from worker.status import DestinationStatus, GivenUp, ScopeStatus
 END = T0 + 24 * HOUR + 600
 """When the 24 windows of the first day are final."""
 
+HTTP = shipped()[DATASET]
+
 RUNNING = Running(readiness=Verdict(ok=True, problems=()), token=TokenState.UNKNOWN, budgets=())
 
 
@@ -62,11 +65,11 @@ class Scene:
         await self.ledger.write(record_holes, holes, END)
 
     async def zone(self, now: float = END) -> ScopeStatus:
-        (status,) = (await report_status(self.ledger, self.settings, now, RUNNING)).scopes
+        (status,) = (await report_status(self.ledger, self.settings, now, RUNNING, datasets=[HTTP])).scopes
         return status
 
     async def destination(self, now: float = END) -> DestinationStatus:
-        (status,) = (await report_status(self.ledger, self.settings, now, RUNNING)).destinations
+        (status,) = (await report_status(self.ledger, self.settings, now, RUNNING, datasets=[HTTP])).destinations
         return status
 
     async def restart(self) -> None:

@@ -17,6 +17,7 @@ from worker.cloudflare.catalogue import (
     Total,
     dataset_groups,
     extended,
+    further_delays,
     select_datasets,
     shipped,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "dataset_groups",
     "entitled",
     "extended",
+    "further_delays",
     "select_datasets",
     "selects",
     "shipped",

@@ -58,10 +58,10 @@ class CloudflareSettings(Section):
     """Base URL of Cloudflare's API; https, or plain http to this machine for the simulated API."""
 
     accounts: Annotated[tuple[str, ...], BeforeValidator(values.name_list)] = ()
-    """Only zones of these accounts (names or ids) are collected; empty for every account the token can read."""
+    """Only these accounts (names or ids) and their zones are collected; empty for every account the token can read."""
 
     zones: Annotated[tuple[str, ...], BeforeValidator(values.zone_list)] = ()
-    """Only these zones (names or ids) are collected; empty for every zone the token can read."""
+    """Only these zones (names or ids) and the accounts that own them are collected; empty for all the token reads."""
 
     exclude_zones: Annotated[tuple[str, ...], BeforeValidator(values.zone_list)] = ()
     """These zones (names or ids) are not collected."""

@@ -355,14 +355,15 @@ WITH bounds AS (
                 coalesce(denial.denied_at - :delay_seconds, :final_until)
             ) - coalesce((SELECT value FROM json_each(:further_delays) WHERE key = dataset.name), 0)
         ) AS final_until,
-        expectation.until
+        expectation.until,
+        denial.detail AS denied
     FROM expectation
     JOIN scope ON scope.id = expectation.scope_id
     JOIN dataset ON dataset.id = expectation.dataset_id
     LEFT JOIN denial ON denial.dataset_id = expectation.dataset_id AND denial.scope_id = expectation.scope_id
 ), reach AS (
     SELECT
-        dataset_id, scope_id, width_seconds, first_start,
+        dataset_id, scope_id, width_seconds, first_start, denied,
         min(final_until, coalesce(until, final_until)) / width_seconds * width_seconds AS after_last
     FROM bounds
 )
@@ -409,7 +410,8 @@ SELECT
         WHERE hole.dataset_id = reach.dataset_id AND hole.scope_id = reach.scope_id
             AND hole.width_seconds = reach.width_seconds AND hole.start >= reach.first_start
         ORDER BY hole.start DESC LIMIT 1
-    )
+    ),
+    reach.denied
 FROM reach
 JOIN dataset ON dataset.id = reach.dataset_id
 JOIN scope ON scope.id = reach.scope_id
@@ -484,6 +486,14 @@ JOIN dataset ON dataset.id = denial.dataset_id
 JOIN scope ON scope.id = denial.scope_id
 WHERE scope.gone_at IS NULL
 ORDER BY dataset.name, scope.name, scope.tag
+
+-- name: denied_counts
+SELECT dataset.name, count(*)
+FROM denial
+JOIN dataset ON dataset.id = denial.dataset_id
+JOIN scope ON scope.id = denial.scope_id
+WHERE scope.gone_at IS NULL
+GROUP BY dataset.id
 
 -- name: deny
 INSERT INTO denial (dataset_id, scope_id, denied_at, detail) VALUES (:dataset_id, :scope_id, :now, :detail)

@@ -54,6 +54,7 @@ class ScopeReport:
     holes:        windows in that stretch that were asked for and have no bucket.
     reason:       why the newest of them has none; None without holes.
     detail:       what Cloudflare said to it.
+    denied:       why the dataset is not asked for any more; None while it is.
     """
 
     dataset: str
@@ -69,6 +70,7 @@ class ScopeReport:
     holes: int
     reason: str | None
     detail: str | None
+    denied: str | None = None
 
     @property
     def missing(self) -> int:

@@ -20,6 +20,11 @@ class Scope:
     account_name: str
     plan: str
 
+    @property
+    def is_account(self) -> bool:
+        """Whether it is an account, which owns itself, and no zone."""
+        return self.tag == self.account_tag
+
 
 @dataclass(frozen=True, slots=True)
 class Denial:
@@ -78,6 +83,11 @@ def record_denials(session: Session, denials: Mapping[tuple[str, str], str | Non
 def denials(session: Session) -> tuple[Denial, ...]:
     """What the scopes of the last listing are not entitled to, by dataset."""
     return tuple(Denial(*row) for row in session.rows("denied"))
+
+
+def denied_counts(session: Session) -> dict[str, int]:
+    """Of how many scopes of the last listing each dataset is denied; those that none is denied are left out."""
+    return dict(session.rows("denied_counts"))
 
 
 def outstanding_windows(

@@ -5,6 +5,7 @@ the configuration and words of our own, never texts of remote sides), and that a
 when a loop last passed. Knows nothing of Cloudflare, of the ledger or of remote write: the loops set what they know.
 """
 
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -179,6 +180,15 @@ class Metrics:
         self.zones_failing = self._new(
             Gauge, "cfrw_zones_failing", "Zones that Cloudflare answered the last query with an error for."
         )
+        self.accounts = self._new(
+            Gauge, "cfrw_accounts", "Accounts that are collected; 0 where nothing of accounts is."
+        )
+        self.denied_scopes = self._new(
+            Gauge,
+            "cfrw_denied_scopes",
+            "Zones or accounts that the dataset is not collected of, because their plan or the token denies it.",
+            ("dataset",),
+        )
 
         self.cloudflare_requests_total = self._new(
             Counter, "cfrw_cloudflare_requests_total", "Requests to Cloudflare.", ("api", "outcome")
@@ -202,6 +212,18 @@ class Metrics:
             "Requests that the worker allows itself per five minutes.",
             ("api",),
         )
+        self.cloudflare_query_cost = self._new(
+            Gauge,
+            "cfrw_cloudflare_query_cost",
+            "What a GraphQL query costs by Cloudflare's own reckoning, averaged over the last ones; NaN while unknown.",
+        )
+        self.cloudflare_budget_left = self._new(
+            Gauge,
+            "cfrw_cloudflare_budget_left",
+            "What is left of Cloudflare's own budget for GraphQL queries, in the unit of the cost; NaN while unknown.",
+        )
+        for unknown in (self.cloudflare_query_cost, self.cloudflare_budget_left):
+            unknown.set(math.nan)
 
         # Where Prometheus' own sender has the same metric, it is prometheus_remote_storage_* with the same ending.
         destination = ("destination",)
@@ -397,11 +419,13 @@ class Metrics:
         self.collect_drifted_buckets_total.labels(dataset)
         self.collect_folded_rows_total.labels(dataset)
         self.newest_captured_window_end_timestamp_seconds.labels(dataset)
+        self.denied_scopes.labels(dataset)
 
     def _start_fact_set(self, name: str) -> None:
         self.collect_captured_buckets_total.labels(name)
         self.collect_captured_samples_total.labels(name)
         self.facts_missed_windows_total.labels(name)
+        self.denied_scopes.labels(name)
         for outcome in FACT_OUTCOMES:
             self.facts_reads_total.labels(name, outcome)
 

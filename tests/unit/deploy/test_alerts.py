@@ -19,6 +19,7 @@ WRONG = {
     "CfrwNotReady": ("cfrw_ready", "1x60 0x660"),
     "CfrwCollectionBehind": ('cfrw_newest_captured_window_end_timestamp_seconds{dataset="http_requests"}', "60x720"),
     "CfrwWindowsMissing": ('cfrw_missing_windows{dataset="http_requests",reason="failed"}', "0x60 3x660"),
+    "CfrwDenied": ('cfrw_denied_scopes{dataset="http_requests"}', "1x600 2x120"),
     "CfrwDeliveryBehind": ('cfrw_push_oldest_pending_age_seconds{destination="a"}', "0+60x720"),
     "CfrwParked": ('cfrw_push_parked{destination="a"}', "0x600 1x120"),
     # Never seen before, in the last hour.
@@ -36,6 +37,7 @@ RIGHT = (
     # A window of an hour that ended ten minutes to seventy minutes ago.
     ('cfrw_newest_captured_window_end_timestamp_seconds{dataset="http_requests"}', "-4200+60x720"),
     ('cfrw_missing_windows{dataset="http_requests",reason="waiting"}', "3x720"),
+    ('cfrw_denied_scopes{dataset="http_requests"}', "1x720"),
     ('cfrw_push_oldest_pending_age_seconds{destination="a"}', "600x720"),
     ('cfrw_push_parked{destination="a"}', "0x715 1x5"),
     # Refused yesterday.

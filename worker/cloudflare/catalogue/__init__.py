@@ -30,7 +30,7 @@ from worker.cloudflare.catalogue.model import (
     Top,
     Total,
 )
-from worker.cloudflare.catalogue.selection import dataset_groups, select_datasets
+from worker.cloudflare.catalogue.selection import dataset_groups, further_delays, select_datasets
 
 __all__ = [
     "CERTIFICATES",
@@ -56,6 +56,7 @@ __all__ = [
     "Total",
     "dataset_groups",
     "extended",
+    "further_delays",
     "load",
     "select_datasets",
     "shipped",

@@ -186,6 +186,10 @@ class Dataset:
         """The window widths that it can be collected at."""
         return tuple(grain.width_seconds for grain in self.grains)
 
+    def final_after_seconds(self, delay_seconds: int) -> int:
+        """How long after a window's end it is final, where others are after `delay_seconds`."""
+        return max(delay_seconds, self.delay_seconds or 0)
+
     def grain(self, width_seconds: int) -> Grain:
         """How windows of this width are asked for; ValueError where the dataset has none."""
         for grain in self.grains:

@@ -1,9 +1,10 @@
-"""Which datasets, or sets of facts, are meant by names of them and of groups. Pure."""
+"""Which datasets, or sets of facts, are meant by names of them and of groups, and how late they are. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from worker.cloudflare.catalogue.entry import ALL
+from worker.cloudflare.catalogue.model import Dataset
 from worker.cloudflare.catalogue.nodes import nearest
 from worker.errors import Mistake
 
@@ -54,6 +55,11 @@ def select_datasets(catalogue: Mapping[str, T], names: Sequence[str], width_seco
         problem = f"no dataset of it has windows of {width_seconds} s (CF_BUCKET_SECONDS)"
         return Mistake("CF_DATASETS", ", ".join(names), problem)
     return tuple(meant.values())
+
+
+def further_delays(datasets: Sequence[Dataset], delay_seconds: int) -> dict[str, int]:
+    """By how many seconds longer than `delay_seconds` each dataset's windows take to be final, by its name."""
+    return {dataset.name: dataset.final_after_seconds(delay_seconds) - delay_seconds for dataset in datasets}
 
 
 def _of_group(catalogue: Mapping[str, T], group: str) -> list[T]:

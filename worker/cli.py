@@ -287,7 +287,7 @@ def _check_datasets(found: SchemaCheck, *, as_json: bool) -> None:
 
 def _listed(listed: Sequence[DatasetListing]) -> Table:
     names = _words("dataset"), _text("groups"), _text("labels")
-    table = _table(*names, _number("metrics"), _text("widths"), _number("delay"), _number("denied to"))
+    table = _table(*names, _number("metrics"), _text("widths"), _number("delay"), _number("denied"))
     for each in listed:
         table.add_row(
             f"{each.name}{'*' if each.is_collected else ''}",
@@ -306,7 +306,7 @@ def _denied_to(listed: DatasetListing) -> str:
     """Of how many zones or accounts; nothing where it was never looked at."""
     if listed.scope_count is None or not (listed.is_collected or listed.denied):
         return ""
-    return f"{sum(listed.denied.values()):,} of {listed.scope_count:,}"
+    return f"{sum(listed.denied.values()):,}/{listed.scope_count:,}"
 
 
 @main.command()

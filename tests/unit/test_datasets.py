@@ -141,9 +141,9 @@ def test_what_the_ledger_knows_to_be_denied_is_listed_with_its_reason(ledger: st
     given = {"CF_DATASETS": "http_requests,firewall_events,r2_storage", "LEDGER_PATH": ledger}
     lines = [" ".join(line.split()) for line in cfrw(**given).stdout.splitlines()]
     ends = {line.split()[0]: line for line in lines if line}
-    assert ends["firewall_events*"].endswith(" 10m 1 of 2")
-    assert ends["http_requests*"].endswith(" 10m 0 of 2")
-    assert ends["r2_storage*"].endswith(" 10m 0 of 1")
+    assert ends["firewall_events*"].endswith(" 10m 1/2")
+    assert ends["http_requests*"].endswith(" 10m 0/2")
+    assert ends["r2_storage*"].endswith(" 10m 0/1")
     assert ends["http_methods"].endswith(" 10m"), "it was never looked at"
     assert f"firewall_events: denied to 1 zone: {REASON}" in lines
     found = listed(**given)

@@ -181,7 +181,8 @@ def scope_reports(
             since=int(since),
             final_until=int(final_until),
             delay_seconds=int(delay_seconds),
-            further_delays=json.dumps({name: int(seconds) for name, seconds in further_delays.items()}),
+            # Looked through for every row.
+            further_delays=json.dumps({name: int(seconds) for name, seconds in further_delays.items() if seconds}),
             with_deliveries=int(with_deliveries),
         )
     )

@@ -96,6 +96,18 @@ def test_each_alert_fires_alone_for_what_it_is_about(
     assert not _firing(required_program("promtool"), tmp_path, {**dict(RIGHT), name: values}, {alert})
 
 
+@pytest.mark.parametrize(("missing", "fires"), [("0x720", set()), ("2x720", {"CfrwCollectionBehind"})])
+def test_a_dataset_that_was_never_captured_is_behind_unless_it_is_denied_and_nothing_is_missing(
+    required_program: Callable[[str], Path], tmp_path: Path, missing: str, fires: set[str]
+) -> None:
+    never = {
+        'cfrw_newest_captured_window_end_timestamp_seconds{dataset="waiting_rooms"}': "0x720",
+        'cfrw_denied_scopes{dataset="waiting_rooms"}': "5x720",
+        'cfrw_missing_windows{dataset="waiting_rooms",reason="waiting"}': missing,
+    }
+    assert not _firing(required_program("promtool"), tmp_path, {**dict(RIGHT), **never}, fires)
+
+
 def test_every_alert_is_tried() -> None:
     assert WRONG.keys() == _alerts().keys()
 

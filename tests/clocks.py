@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import itertools
+import math
 
 
 class ManualClock:
@@ -27,8 +28,12 @@ class ManualClock:
             await asyncio.sleep(0)
             return
         wake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._sleepers, (self._now + seconds, next(self._order), wake))
+        heapq.heappush(self._sleepers, (self._after(seconds), next(self._order), wake))
         await wake
+
+    def _after(self, seconds: float) -> float:
+        """Later than now, if by less than a float of its size can tell: or else who waits for that waits for ever."""
+        return max(self._now + seconds, math.nextafter(self._now, math.inf)) if seconds > 0 else self._now
 
     def set(self, now: float) -> None:
         """Jump without waking anybody, before anything sleeps."""
@@ -57,5 +62,5 @@ class JumpingClock(ManualClock):
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
-        self._now += max(0.0, seconds)
+        self._now = self._after(seconds)
         await asyncio.sleep(0)

@@ -261,22 +261,18 @@ class Pusher:
     async def _resume(
         self, state: _LaneState, group: asyncio.TaskGroup, stopping: asyncio.Event, *, knocks: bool
     ) -> tuple[bool, Interrupted | None]:
-        """Send again what is held: all of it once the receiver works; if not, and `knocks`, the oldest request.
+        """Send the oldest request again that is held and due, once the receiver works; if it does not, if it `knocks`.
 
-        Tells whether anything was sent.
+        Tells whether anything was sent. Not all of them at once: recent windows have their turn in between.
         """
         now = self._clock.monotonic()
-        due = [held for held in state.held if held.due <= now]
-        if not self._works(state):
-            due = due[:1] if knocks else []
-        for held in due:
-            state.held.remove(held)
-            if not await self._record.are_pending(held.request.bucket_ids):
-                return True, Interrupted.OVERTAKEN
-            interrupted = await self._carry_out(state, held.request, held.tally, group=group, stopping=stopping)
-            if interrupted is not None:
-                return True, interrupted
-        return bool(due), None
+        due = next((held for held in state.held if held.due <= now), None)
+        if due is None or not (knocks or self._works(state)):
+            return False, None
+        state.held.remove(due)
+        if not await self._record.are_pending(due.request.bucket_ids):
+            return True, Interrupted.OVERTAKEN
+        return True, await self._carry_out(state, due.request, due.tally, group=group, stopping=stopping)
 
     def _held_seconds(self, state: _LaneState) -> float:
         """How long until something that is held may be sent again."""
@@ -302,8 +298,9 @@ class Pusher:
             request,
             stopping=stopping,
             wanted=partial(self._record.are_pending, request.bucket_ids),
-            # Where nothing shows that the receiver works, it is a knock at the door, and once is enough.
-            failures_allowed=self._queue.split_after_failures if works else 1,
+            # Where nothing shows that the receiver works, it is a knock at the door, and once is enough. What was held
+            # has failed before, and nothing waits through its long pauses again.
+            failures_allowed=max(1, self._queue.split_after_failures - request.attempts) if works else 1,
             first_attempt=request.attempts,
         )
         match answer:
@@ -316,7 +313,7 @@ class Pusher:
             case Refused(status=status, text=text) if not answer.is_about_content:
                 self._record.tell(await self._record.settle(tally, Declined(request.batch, status, text)))
             case Later() if not works:
-                await self._hold(state, request, tally, stopping)
+                return await self._hold(state, request, tally, stopping)
             case Refused() | Later():
                 return await self._isolate(state, tally, request, answer, group=group, stopping=stopping)
             case Interrupted():
@@ -325,14 +322,18 @@ class Pusher:
                 assert_never(answer)
         return None
 
-    async def _hold(self, state: _LaneState, request: Request, tally: Tally, stopping: asyncio.Event) -> None:
+    async def _hold(
+        self, state: _LaneState, request: Request, tally: Tally, stopping: asyncio.Event
+    ) -> Interrupted | None:
         """Keep a request that failed like one before it: it may be as bad as that, or an outage, or passing.
 
-        With too many of them it waits in the queue again. So an outage meets one request after a full wait, whichever.
+        With too many of them it waits in the queue again. So an outage meets one request after a full wait, whichever;
+        a run that ends does not wait, and ends when one has used up its attempts or there are too many.
         """
         state.failed_in_row += 1
         state.accepted_then = self.deliverer.accepted_requests
-        if len(state.held) < _MOST_SET_ASIDE:
+        has_room = len(state.held) < _MOST_SET_ASIDE
+        if has_room:
             request.forget_bodies()
             due = self._clock.monotonic() + self.deliverer.pause_seconds(request.attempts - 1)
             state.held.append(_Held(request, tally, due))
@@ -340,6 +341,10 @@ class Pusher:
             pause_seconds = self.deliverer.pause_seconds(self._queue.split_after_failures - 1 + state.failed_in_row)
             self.deliverer.accepting.clear()
             await wait_for_any(self._clock, pause_seconds, stopping, self.deliverer.accepting)
+        elif not has_room or request.attempts >= self._attempts_allowed:
+            state.gave_up = True
+            return Interrupted.STOPPING
+        return None
 
     async def _send(
         self,

@@ -220,6 +220,25 @@ async def test_what_fails_beside_a_search_is_sent_again_in_the_same_bytes_once_a
     assert all(later.at - earlier.at >= 30 for earlier, later in pairwise(held))
 
 
+async def test_recent_windows_do_not_wait_behind_all_the_windows_that_are_held(scene: Scene) -> None:
+    poison = samples_of([1], range(10, 50))
+    live = range(HOUR_NOW + 3, HOUR_NOW + 6)
+    scene.receiver.answer = lambda sent: (
+        DOWN if scene.clock.now() < NOW + 3 * HOUR else never_takes(poison, POISON)(sent)
+    )
+    await scene.captured([1], range(10, 50))
+    running = asyncio.create_task(scene.pusher(max_shards=1, max_samples_per_send=3).run(scene.stopping))
+    await sees(lambda: scene.clock.now() > NOW + 3 * HOUR, running)
+    for hour in live:
+        await scene.captured([1], [hour])
+        since = len(scene.receiver.sent)
+        await sees(lambda: (1, hour, "C0") in scene.receiver.accepted, running)  # noqa: B023 - awaited here
+        whole = [sent for sent in scene.receiver.sent[since:] if len(sent.samples) == 3 and sent.content[0][1] < 50]
+        assert len(whole) <= 3
+    scene.stopping.set()
+    await running
+
+
 async def test_series_that_fail_while_a_part_of_the_receiver_is_away_are_refused_never_and_delivered_when_it_is_back(
     scene: Scene,
 ) -> None:
@@ -464,6 +483,45 @@ async def test_what_is_given_up_in_the_middle_of_a_search_is_not_sent_on_and_the
     await scene.pusher().drain(scene.stopping)
     assert (await scene.states())[1, 0] == "expired"
     assert (await scene.refused()).keys() == {(1, 605, "C2")}
+
+
+# ------------------------------------------------------------------------------------------ in a run that ends
+
+
+async def test_a_run_that_ends_delivers_all_but_what_fails_also_where_that_was_held(scene: Scene) -> None:
+    poison = samples_of([1], [11])
+    await scene.captured([1], range(10, 40))
+    scene.receiver.answer = lambda sent: DOWN if len(scene.receiver.sent) <= 9 else never_takes(poison, POISON)(sent)
+    await scene.pusher(attempts=5, max_samples_per_send=3).drain(scene.stopping)
+    states = await scene.states()
+    assert [window for window, state in states.items() if state != "acknowledged"] == [(1, 11)]
+
+
+async def test_a_run_that_ends_gives_up_when_more_fails_than_can_be_held(scene: Scene) -> None:
+    await scene.captured([1], range(HOUR_NOW - 60, HOUR_NOW))
+
+    def answer(_sent: Sent) -> Verdict:
+        assert len(scene.receiver.sent) < 100, "it goes on for ever"
+        return DOWN
+
+    scene.receiver.answer = answer
+    pusher = scene.pusher(attempts=5, max_samples_per_send=3, live_window_seconds=100 * HOUR)
+    await pusher.drain(scene.stopping)
+    assert set((await scene.states()).values()) == {"pending"}
+
+
+async def test_a_run_that_ends_gives_up_what_is_held_after_its_attempts(scene: Scene) -> None:
+    # The search ends with refusals: what is held has no other sign of life to wait for.
+    await scene.captured([1], range(10, 14))
+
+    def answer(sent: Sent) -> Verdict:
+        assert len(scene.receiver.sent) < 100, "it goes on for ever"
+        return OUT_OF_BOUNDS if len(sent.samples) == 1 and sent.content == ((1, 10),) else DOWN
+
+    scene.receiver.answer = answer
+    await scene.pusher(attempts=5, max_samples_per_send=3).drain(scene.stopping)
+    assert Counter((await scene.states()).values()) == {"refused": 1, "pending": 3}
+    assert max(Counter(sent.body for sent in scene.receiver.sent).values()) <= 5
 
 
 # ------------------------------------------------------------------------------------------ learnt sizes

@@ -74,6 +74,7 @@ class _LaneState:
     failed_in_row: failures of requests since the receiver last took one of the lane.
     accepted_then: how many requests the receiver had accepted when the last one failed that was searched or held; -1
                    before that.
+    was_left_out:  whether something was set aside when the last look at the queue began, which passed it over.
     gave_up:       whether a search has used up the attempts of a run that ends.
     """
 
@@ -84,6 +85,7 @@ class _LaneState:
     held: list[_Held] = field(default_factory=list)
     failed_in_row: int = 0
     accepted_then: int = -1
+    was_left_out: bool = False
     gave_up: bool = False
 
     def holds_up_the_backlog(self) -> bool:
@@ -191,9 +193,8 @@ class Pusher:
         while not stopping.is_set():
             async with asyncio.TaskGroup() as group:
                 finished = await self._empty(state, group, stopping)
-                is_left = bool(state.searches or state.held)
-            # What a search left undecided, or what came meanwhile, waits again.
-            if not finished or not is_left or state.gave_up:
+            # What a search left undecided, or what waited for it, waits again; it may have ended during the last look.
+            if not finished or not state.was_left_out or state.gave_up:
                 return
             if state.held and not state.searches:
                 await wait_for_any(self._clock, self._held_seconds(state), stopping)
@@ -203,6 +204,7 @@ class Pusher:
         found = True
         while found and not stopping.is_set():
             found = False
+            state.was_left_out = bool(state.searches or state.held)
             look = Look(self._turns, state.lane, without=state.set_aside, backlog_waits=state.holds_up_the_backlog)
             turn = await self._next(look, state)
             while not stopping.is_set():

@@ -695,7 +695,7 @@ async def test_the_size_that_a_receiver_takes_is_learnt(start: Start, status: in
 @pytest.mark.parametrize("status", [400, 413])
 async def test_a_refusal_that_was_a_mistake_does_not_make_requests_small_for_good(start: Start, status: int) -> None:
     mistake = Behaviour("refuses", Act(said(status, b"for no reason")), 1)
-    async with start(mistake, zones=[1], hours=60, samples=20, max_samples_per_send=200) as run:
+    async with start(mistake, zones=[1], hours=120, samples=20, max_samples_per_send=200) as run:
         await run.drain()
         await run.judge()
         assert max(len(request.samples) for request in run.receiver.requests[-3:]) == 200

@@ -3,8 +3,9 @@
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -28,7 +29,7 @@ from tests.unit.pushing import (
     strict,
 )
 from worker.config import QueueSettings
-from worker.ledger import expire
+from worker.ledger import expire, next_pending, still_pending
 from worker.remote_write import Fate, Later, Refused, Verdict
 
 __all__ = ["manual", "scene", "strict"]  # fixtures
@@ -495,6 +496,35 @@ async def test_a_run_that_ends_delivers_all_but_what_fails_also_where_that_was_h
     await scene.pusher(attempts=5, max_samples_per_send=3).drain(scene.stopping)
     states = await scene.states()
     assert [window for window, state in states.items() if state != "acknowledged"] == [(1, 11)]
+
+
+async def test_a_run_that_ends_delivers_what_waited_for_a_search_that_ends_during_the_last_look(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await scene.captured([1], range(10, 20))
+    bad = {(1, 10, "C1")}
+    scene.receiver.answer = never_takes(bad)
+    read = scene.ledger.read
+
+    goes_on, ends = asyncio.Event(), 0
+
+    async def slowly(verb: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        nonlocal ends
+        if verb is still_pending:
+            await goes_on.wait()  # the search
+        found = await read(verb, *args, **named)
+        ends += verb is next_pending and found is None
+        if ends == 2 and not goes_on.is_set():
+            goes_on.set()
+            while (await scene.states())[1, 10] == "pending":
+                pass
+            for _ in range(20):
+                await asyncio.sleep(0)
+        return found
+
+    monkeypatch.setattr(scene.ledger, "read", slowly)
+    await scene.pusher(max_shards=1, max_samples_per_send=3).drain(scene.stopping)
+    await assert_all_but(bad, samples_of([1], range(10, 20)), scene)
 
 
 async def test_a_run_that_ends_gives_up_when_more_fails_than_can_be_held(scene: Scene) -> None:

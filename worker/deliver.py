@@ -330,7 +330,7 @@ class Deliverer:
 
     def _waits_at_the_gate(self, verdict: Later) -> bool:
         """Whether the next attempt is held by `_exchange`: a run that ends does not wait that long."""
-        return self.parked is not None and verdict.fate is not Fate.RATE_LIMITED and self._attempts_allowed is None
+        return verdict.fate is Fate.PARK and self._attempts_allowed is None
 
     @property
     def _is_first_contact(self) -> bool:

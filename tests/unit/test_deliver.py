@@ -325,6 +325,31 @@ async def test_to_a_parked_destination_goes_one_probe_per_interval_over_all_lane
     assert [await lane for lane in lanes] == [Interrupted.STOPPING] * 4
 
 
+async def test_what_has_failed_waits_its_time_also_where_the_destination_is_parked_and_corrected_meanwhile() -> None:
+    scene = Scene(clock=ManualClock())
+    scene.another(parked_probe_interval_seconds=1)
+    failing, other = request(), request(4)
+    others: list[asyncio.Task[Any]] = []
+
+    async def answer(sent: Sent) -> Verdict:
+        if sent.body != failing.body(V1):
+            return ACCEPTED if sent.attempt else UNAUTHORIZED
+        if sent.attempt == 3:
+            others.append(asyncio.create_task(scene.send(other)))
+            await settle()
+            assert scene.deliverer.parked
+        return NO_ANSWER if sent.attempt <= 3 else ACCEPTED
+
+    scene.receiver.then = answer
+    sending = asyncio.create_task(scene.send(failing))
+    for _ in range(60):
+        await scene.clock.advance(1.0)
+        await settle()
+    assert [await sending, await others[0]] == [ACCEPTED] * 2
+    sent_at = [sent.at for sent in scene.receiver.sent if sent.body == failing.body(V1)]
+    assert [int(later - earlier) for earlier, later in pairwise(sent_at)] == [1, 2, 4, 8]
+
+
 async def test_what_a_probe_gets_through_resumes_all_lanes_at_once() -> None:
     scene = Scene(clock=ManualClock())
     scene.receiver.then = lambda _sent: UNAUTHORIZED

@@ -234,7 +234,7 @@ class Deliverer:
                 in_1 = await self._exchange(request, Message.V1, attempt, stopping)
                 if isinstance(in_1, Accepted):
                     self._fall_back(_BAD_REQUEST.format("a"))
-                return verdict if isinstance(in_1, Refused) else in_1
+                return verdict if isinstance(in_1, Refused) or _is_unsupported(in_1) else in_1
             case Accepted() | Refused(speaks_2=True):
                 self.protocol.understood(message)
                 self._show_protocol()
@@ -289,6 +289,8 @@ class Deliverer:
             reason = f"{verdict.reason}; the configuration asks for this version: take protobuf_message={message} out"
             verdict = replace(verdict, reason=reason, fate=Fate.PARK)
         match verdict:
+            case Later() if _is_unsupported(verdict) and self.protocol.message is not message:
+                pass  # 1.0 was an attempt; what does not know it is not set up wrongly
             case Later(fate=Fate.PARK):
                 self._park(verdict)
             case Later(status=None) if self.parked is not None:
@@ -379,6 +381,11 @@ class Deliverer:
 
 
 _BAD_REQUEST = "HTTP 400 to {} request in 2.0, without any X-Prometheus-Remote-Write header"
+
+
+def _is_unsupported(verdict: Verdict | Interrupted) -> bool:
+    """Whether the receiver does not know the version that was sent."""
+    return isinstance(verdict, Later) and verdict.status == 415
 
 
 def _outcome(verdict: Verdict) -> str:

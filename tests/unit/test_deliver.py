@@ -527,6 +527,14 @@ async def test_a_receiver_in_whose_place_one_comes_that_knows_version_1_only_get
     assert scene.deliverer.protocol.why_older is not None
 
 
+async def test_a_400_of_a_receiver_that_does_not_know_version_1_is_a_refusal_and_parks_nothing() -> None:
+    scene = automatic(WRITTEN, BAD_IN_1, Later("HTTP 415: what is this?", Fate.PARK, 415))
+    await scene.send()
+    assert await scene.send() == BAD_IN_1
+    assert scene.deliverer.parked is None
+    assert scene.receiver.versions() == [V2, V2, V1]
+
+
 async def test_a_failure_in_version_1_beside_a_400_in_version_2_decides_nothing() -> None:
     scene = automatic(WRITTEN, BAD_IN_1, DOWN)
     await scene.send()

@@ -107,6 +107,7 @@ class Isolation:
         send: Callable[[Request, int], Awaitable[Accepted | Refused | Later | Interrupted]],
         request: Callable[[Batch], Request],
         accepted_requests: Callable[[], int],
+        taken_before: Callable[[], Batch | None],
         pause: Callable[[int], Awaitable[bool]],
         rest: Callable[[float], Awaitable[bool]],
         blame_after_seconds: float,
@@ -118,6 +119,7 @@ class Isolation:
 
         send:                sends a request, with so many failures allowed.
         accepted_requests:   how many requests the receiver has accepted so far, of any lane.
+        taken_before:        a sample that the receiver took before the search or beside it; None before there is one.
         pause:               waits after so many failures in a row; tells whether to stop.
         rest:                waits for so many seconds; tells whether to stop.
         blame_after_seconds: how long a sample must fail alone before it is blamed.
@@ -127,6 +129,7 @@ class Isolation:
         self._send = send
         self._request = request
         self._accepted_requests = accepted_requests
+        self._taken_before = taken_before
         self._pause = pause
         self._rest = rest
         self._rounds = 0  # over the doubtful
@@ -143,8 +146,9 @@ class Isolation:
         self._accepted_before = accepted_requests()
         self._works = False  # whether the receiver has accepted anything since the search began
         self._control: Request | None = None  # the smallest part that was accepted
-        self._passed = 0  # requests that were accepted
-        self._shed = 0  # requests that failed with nothing in them to blame: they were accepted another time
+        # Of requests with nothing in them to blame, as they were accepted before or afterwards:
+        self._passed = 0  # so many were accepted
+        self._shed = 0  # so many failed
         self.interrupted: Interrupted | None = None
         """Why the search ended before everything was decided."""
         self.largest_taken_bytes = 0
@@ -236,7 +240,7 @@ class Isolation:
 
     async def _try(self, request: Request) -> Accepted | Refused | Later | Interrupted:
         """Send a part once; after a failure with nothing to show that the receiver works, later."""
-        while self._failures_in_a_row > _MOST_HALVINGS and self._control is not None and self.interrupted is None:
+        while self._failures_in_a_row > _MOST_HALVINGS and self._has_control() and self.interrupted is None:
             # Is it still the samples, or has the receiver gone? What it has taken before will tell.
             await self._takes_control()
             if self._failures_in_a_row and await self._pause(self._failures_in_a_row):
@@ -300,12 +304,14 @@ class Isolation:
     async def _blame(self) -> AsyncIterator[Decision]:
         """One round over what fails alone: try each between rows that the receiver takes, then rest."""
         self._rounds += 1
-        is_proven = False
+        is_working = False
         for _ in range(len(self._doubtful)):
             if self.interrupted is not None:
                 return
             doubt = self._doubtful.pop(0)
-            proven = self._accepted_requests() > doubt.accepted_requests or await self._takes_control()
+            works = self._accepted_requests() > doubt.accepted_requests
+            # What else was accepted does not tell what was not: how many requests fail by chance, the control tells.
+            proven = await self._takes_control() if self._has_control() else works
             if self.interrupted is not None:
                 return
             if proven and self._is_to_blame(doubt):
@@ -313,10 +319,10 @@ class Isolation:
                 continue
             async for decision in self._try_again(doubt, proven=proven):
                 yield decision
-            is_proven = is_proven or proven
-            if not proven and self._failures_in_a_row and await self._pause(self._failures_in_a_row):
+            is_working = is_working or works or proven
+            if not (works or proven) and self._failures_in_a_row and await self._pause(self._failures_in_a_row):
                 self.interrupted = Interrupted.STOPPING
-        if self._doubtful and is_proven and self.interrupted is None:
+        if self._doubtful and is_working and self.interrupted is None:
             seconds = min(_FIRST_REST_SECONDS * 2.0 ** min(self._rounds - 1, 32), self._blame_after_seconds / _ROUNDS)
             if await self._rest(seconds):
                 self.interrupted = Interrupted.STOPPING
@@ -335,7 +341,7 @@ class Isolation:
     def _failures_to_blame(self) -> int:
         """How often a sample must have failed: so often that chance alone would have done it once in a million times.
 
-        A receiver that sheds load fails requests by chance: as many of them as had to be sent again in this search.
+        A receiver that sheds load fails requests by chance: as many of them as of the controls.
         """
         share = self._shed / (self._shed + self._passed) if self._shed else 0.0
         return max(_LEAST_FAILURES, math.ceil(math.log(_CHANCE) / math.log(share)) if 0.0 < share < 1.0 else 0)
@@ -354,6 +360,7 @@ class Isolation:
             case Accepted():
                 self._failures_in_a_row = 0
                 self._shed += 1 + failures
+                self._passed += 1
                 yield self._taken(doubt.request)
             case Refused():
                 self._failures_in_a_row = 0
@@ -385,8 +392,13 @@ class Isolation:
                 assert_never(answer)
         return False
 
+    def _has_control(self) -> bool:
+        """Whether there is something that the receiver has taken before."""
+        if self._control is None and (batch := self._taken_before()) is not None:
+            self._control = self._request(batch)
+        return self._control is not None
+
     def _taken(self, request: Request) -> Taken:
-        self._passed += 1
         if self._control is None or request.sample_count < self._control.sample_count:
             self._control = request
         return Taken(request.batch)

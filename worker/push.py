@@ -21,6 +21,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import assert_never
 
+from worker.buckets import Batch
 from worker.clock import Clock, wait_for_any
 from worker.config import DestinationSettings
 from worker.deliver import Deliverer, Interrupted, Request, Sender
@@ -30,7 +31,7 @@ from worker.ledger import Lane, Ledger, Refusal
 from worker.observe import Metrics, get_logger
 from worker.rate import Allowance
 from worker.record import Record
-from worker.remote_write import Accepted, Later, Refused
+from worker.remote_write import Accepted, Later, Refused, newest
 from worker.search import Search
 from worker.series import MetricMetadata
 from worker.size import RequestSize
@@ -71,6 +72,7 @@ class _LaneState:
     in_hand:       buckets of the turns that were read and are not done with: not to be read again.
     searches:      the searches that are under way beside the lane's other work, by their buckets.
     held:          requests that wait for a sign that the receiver works, the oldest first.
+    taken_last:    the newest sample of the request that the receiver took last.
     failed_in_row: failures of requests since the receiver last took one of the lane.
     accepted_then: how many requests the receiver had accepted when the last one failed that was searched or held; -1
                    before that.
@@ -83,6 +85,7 @@ class _LaneState:
     in_hand: set[int] = field(default_factory=set)
     searches: dict[frozenset[int], Search] = field(default_factory=dict)
     held: list[_Held] = field(default_factory=list)
+    taken_last: Batch | None = None
     failed_in_row: int = 0
     accepted_then: int = -1
     was_left_out: bool = False
@@ -309,6 +312,7 @@ class Pusher:
             case Accepted():
                 state.failed_in_row = 0
                 self._last_was_too_old = False
+                state.taken_last = newest(request.batch)
                 self._size.taken(request.size_bytes)
                 self._show_size()
                 await self._record.settle(tally, Taken(request.batch))
@@ -414,6 +418,7 @@ class Pusher:
             send=partial(self._send, state, stopping=stopping),
             wanted=lambda: self._record.are_pending(tally.undecided(request.bucket_ids)),
             make_request=self._turns.request,
+            taken_before=lambda: state.taken_last,
             count=self._metrics.push_split_requests_total.labels(self.name).inc,
             deliverer=self.deliverer,
             allowance=self._searches,

@@ -42,6 +42,7 @@ class Search:
         send: SendInLane,
         wanted: Callable[[], Awaitable[bool]],
         make_request: Callable[[Batch], Request],
+        taken_before: Callable[[], Batch | None],
         count: Callable[[], None],
         deliverer: Deliverer,
         allowance: Allowance,
@@ -54,6 +55,7 @@ class Search:
         """Make it.
 
         wanted:            whether what the request holds still waits.
+        taken_before:      as in `Isolation`.
         count:             told of each request.
         allowance:         requests that searches of this destination may send.
         tried_of_a_window: as in `Isolation`.
@@ -77,6 +79,7 @@ class Search:
             send=self._send,
             request=make_request,
             accepted_requests=lambda: deliverer.accepted_requests,
+            taken_before=taken_before,
             pause=self._pause,
             rest=self._rest,
             blame_after_seconds=min(queue.blame_after_seconds, _STRICT_BLAME_SECONDS if strict else math.inf),

@@ -7,7 +7,7 @@ answer means. Keeps no state about what was delivered: that is the ledger's, of 
 from worker.remote_write.auth import secrets_of
 from worker.remote_write.client import RemoteWriteClient
 from worker.remote_write.encode import compress, write_request
-from worker.remote_write.halve import halves, spread
+from worker.remote_write.halve import alone, halves, newest, spread
 from worker.remote_write.outgoing import Outbox, Outgoing
 from worker.remote_write.protocol import Protocol
 from worker.remote_write.split import split_batch
@@ -23,8 +23,10 @@ __all__ = [
     "Refused",
     "RemoteWriteClient",
     "Verdict",
+    "alone",
     "compress",
     "halves",
+    "newest",
     "secrets_of",
     "split_batch",
     "spread",

@@ -4,6 +4,7 @@ A receiver refuses samples for their age, which all samples of a timestamp share
 So a batch is cut by timestamp first, then by bucket, then by series. Pure; knows nothing of HTTP or of the ledger.
 """
 
+from array import array
 from collections.abc import Iterator
 from random import Random
 
@@ -37,6 +38,18 @@ def piece(bucket: StoredBucket, start: int, end: int) -> StoredBucket:
         series_ids=bucket.series_ids[_ID_BYTES * start : _ID_BYTES * end],
         values=bucket.values[_VALUE_BYTES * start : _VALUE_BYTES * end],
     )
+
+
+def newest(batch: Batch) -> Batch:
+    """The newest sample of a batch, alone."""
+    bucket = max(batch.buckets, key=lambda each: each.timestamp_ms)
+    return alone(Batch((piece(bucket, bucket.sample_count - 1, bucket.sample_count),), batch.series))
+
+
+def alone(single: Batch) -> Batch:
+    """The same batch of a few samples without the labels of others, to be kept for long."""
+    wanted = {number for bucket in single.buckets for number in array("I", bucket.series_ids)}
+    return Batch(single.buckets, {number: single.series[number] for number in wanted})
 
 
 def spread(batch: Batch, count: int) -> tuple[list[Batch], Batch]:

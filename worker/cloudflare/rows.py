@@ -5,7 +5,8 @@ total has a zero, and its breakdowns are empty. A row of a dataset with labels i
 values; a combination without a row has no samples.
 
     empty value      An empty label value is no label at all for Prometheus, and the sample would take the identity of
-                     another series; so it is spelt `unknown`. Where both occur, their numbers are summed.
+                     another series; so it is spelt `unknown`. Where both occur, their numbers are summed. A row that
+                     comes twice as it is was never grouped by Cloudflare: such an answer is not believed.
     top              Of a window's combinations those with the highest numbers keep their values, equal numbers in the
                      order of the values. All others are summed up in one whose labels all say `other`; a combination
                      that is called so already is one of those. Nothing is lost: the sums over a window stay.
@@ -117,12 +118,20 @@ def _grouped(rows: Sequence[Any], shape: Shape, blocks: "ScopeBlocks") -> Sample
     """A window of a dataset with labels."""
     groups: dict[_Combination, Any] = {}  # to its row, usually the only one
     repeated: dict[_Combination, list[Any]] = {}  # to its further rows
+    # Several spellings may mean the same combination; but what is grouped has no row twice, and one that comes twice
+    # would be counted twice.
+    spellings: set[Any] = set()
     for row in rows:
-        combination = blocks.combination(shape.read_values(row))
-        if combination in groups:
-            repeated.setdefault(combination, []).append(row)
-        else:
+        spelling = shape.read_values(row)
+        combination = blocks.combination(spelling)
+        if combination not in groups:
             groups[combination] = row
+        elif spelling in spellings:
+            message = "two rows for the same window and labels"
+            raise MalformedRowsError(message)
+        else:
+            repeated.setdefault(combination, []).append(row)
+        spellings.add(spelling)
     if repeated and not shape.is_additive:
         message = "two rows with the same labels, whose numbers cannot be summed"
         raise MalformedRowsError(message)

@@ -74,10 +74,10 @@ class Stopwatch:
         return Measured(self.cpu_seconds, self.wall_seconds, peak_rss_bytes(os.getpid()), samples)
 
 
-async def run(*arguments: str) -> Measured:
+async def run(*arguments: str, task_seconds: float = TASK_SECONDS) -> Measured:
     """Run a module of the benchmarks, with its arguments, to its end."""
     async with started(*arguments) as process:
-        return await result_of(process)
+        return await result_of(process, task_seconds)
 
 
 @contextlib.asynccontextmanager
@@ -93,9 +93,9 @@ async def started(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
             await process.wait()
 
 
-async def result_of(process: asyncio.subprocess.Process) -> Measured:
+async def result_of(process: asyncio.subprocess.Process, task_seconds: float = TASK_SECONDS) -> Measured:
     """What it measured, when it has ended."""
-    async with asyncio.timeout(TASK_SECONDS):
+    async with asyncio.timeout(task_seconds):
         output, _ = await process.communicate()
     if process.returncode:
         message = f"a process ended with exit code {process.returncode}; its reason stands above"

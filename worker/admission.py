@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from worker.cloudflare import NODES_PER_QUERY, Dataset, RateLimitType, Scope, ScopeKind
+from worker.cloudflare import NODES_PER_QUERY, Dataset, RateLimitType, Scope, ScopeKind, counted_by
 from worker.cloudflare.planning import Group, Plan, limit_of, verdict
 from worker.config import BUCKET_SECONDS, CloudflareSettings
 from worker.errors import ConfigError, Mistake
@@ -23,22 +23,28 @@ def plan_of(
     is_denied: Callable[[Dataset, str], bool],
 ) -> Plan:
     """What collecting these datasets of these scopes costs; scopes that may be asked for the same are one group."""
-    alike: Counter[tuple[ScopeKind, tuple[Dataset, ...]]] = Counter()
-    accounts = 0
+    rate_limit_type = RateLimitType(settings.rate_limit_type)
+    alike: dict[tuple[ScopeKind, tuple[Dataset, ...]], Counter[str]] = {}
     for scope in scopes:
         asked = tuple(each for each in datasets if each.scope is scope.kind and not is_denied(each, scope.tag))
-        accounts += scope.kind is ScopeKind.ACCOUNT
         if asked:
-            alike[scope.kind, asked] += 1
+            alike.setdefault((scope.kind, asked), Counter())[counted_by(scope)] += 1
+    requests: Counter[str] = Counter()
+    is_apart = rate_limit_type is RateLimitType.ACCOUNT
+    groups = []
+    for (kind, asked), by_account in alike.items():
+        groups.append(Group(kind, by_account.total(), asked, tuple(by_account.values()) if is_apart else ()))
+        for account, count in by_account.items():
+            requests[account] += Group(kind, count, asked).requests(settings.bucket_seconds, 1)
     return Plan(
-        groups=tuple(Group(kind, count, asked) for (kind, asked), count in alike.items()),
+        groups=tuple(groups),
         width_seconds=settings.bucket_seconds,
         interval_seconds=settings.collection_interval_seconds,
         limit=limit_of(
             settings.graphql_requests_per_5_minutes,
             settings.requests_per_5_minutes,
-            RateLimitType(settings.rate_limit_type),
-            accounts,
+            rate_limit_type,
+            requests.values(),
         ),
     )
 

@@ -28,6 +28,7 @@ from worker.cloudflare import (
     ErrorKind,
     Failed,
     Priority,
+    RateLimitType,
     Scope,
     ScopeAnswer,
     ScopeKind,
@@ -177,7 +178,12 @@ class Collector:
                     self._is_admitted = True
                 for worklist in self._worklists:
                     await self._look_for_due_windows(worklist)
-                queries = next_round(self._worklists, self._listing.scopes, self._clock.monotonic())
+                queries = next_round(
+                    self._worklists,
+                    self._listing.scopes,
+                    self._clock.monotonic(),
+                    are_accounts_apart=self._api.quota.rate_limit_type is RateLimitType.ACCOUNT,
+                )
                 if queries:
                     if not await self._has_room():
                         return False

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from worker.cloudflare import WINDOWS_PER_QUERY, ZONES_PER_QUERY, Dataset, Scope, ScopeKind
+from worker.cloudflare import WINDOWS_PER_QUERY, ZONES_PER_QUERY, Dataset, Scope, ScopeKind, counted_by
 
 # Of the scopes that had no answer so many are asked alone in a round: a tenth of the quota of five minutes. The others
 # travel together, so that an outage of hours, which is no scope's fault, does not make a query of each.
@@ -105,10 +105,15 @@ class Query:
         return (worklist.outstanding[scope.tag] for worklist in self.worklists for scope in self.scopes)
 
 
-def next_round(worklists: Sequence[Worklist], scopes: Mapping[str, Scope], monotonic: float) -> list[Query]:
-    """Queries that ask every scope once for the oldest outstanding windows of its datasets, the oldest of all first."""
+def next_round(
+    worklists: Sequence[Worklist], scopes: Mapping[str, Scope], monotonic: float, *, are_accounts_apart: bool = False
+) -> list[Query]:
+    """Queries that ask every scope once for the oldest outstanding windows of its datasets, the oldest of all first.
+
+    are_accounts_apart: whether a query may ask for zones of one account only.
+    """
     # By what can travel together: datasets of a scope with the same oldest window, then scopes with the same datasets.
-    ready: list[tuple[bool, int, ScopeKind, tuple[int, ...], int, Scope]] = []
+    ready: list[tuple[bool, int, ScopeKind, tuple[int, ...], str, int, Scope]] = []
     for scope in scopes.values():
         of_scope: dict[tuple[bool, int], list[int]] = {}
         lengths: dict[tuple[bool, int], int] = {}
@@ -119,15 +124,16 @@ def next_round(worklists: Sequence[Worklist], scopes: Mapping[str, Scope], monot
             key = (found.unanswered > 0, run.start)
             of_scope.setdefault(key, []).append(number)
             lengths[key] = min(len(run), lengths.get(key, WINDOWS_PER_QUERY))
+        apart = counted_by(scope) if are_accounts_apart else ""
         ready += [
-            (is_retry, start, scope.kind, tuple(numbers), lengths[is_retry, start], scope)
+            (is_retry, start, scope.kind, tuple(numbers), apart, lengths[is_retry, start], scope)
             for (is_retry, start), numbers in of_scope.items()
         ]
     # Scopes with runs of the same length side by side: a query asks for the shortest of its scopes' runs.
-    ready.sort(key=lambda entry: entry[:5])
+    ready.sort(key=lambda entry: entry[:6])
     queries: list[Query] = []
     alone = 0
-    for (is_retry, start, kind, numbers), group in groupby(ready, key=lambda entry: entry[:4]):
+    for (is_retry, start, kind, numbers, _), group in groupby(ready, key=lambda entry: entry[:5]):
         alike = list(group)
         asked = tuple(worklists[number] for number in numbers)
         width_seconds = asked[0].width_seconds
@@ -135,6 +141,6 @@ def next_round(worklists: Sequence[Worklist], scopes: Mapping[str, Scope], monot
             alone += is_retry
             most = 1 if kind is ScopeKind.ACCOUNT or (is_retry and alone <= _ASKED_ALONE) else ZONES_PER_QUERY
             together, alike = alike[:most], alike[most:]
-            run = range(start, start + together[0][4] * width_seconds, width_seconds)
-            queries.append(Query(asked, tuple(entry[5] for entry in together), run, is_retry))
+            run = range(start, start + together[0][5] * width_seconds, width_seconds)
+            queries.append(Query(asked, tuple(entry[6] for entry in together), run, is_retry))
     return queries

@@ -5,9 +5,9 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from tests.unit.cloudflare.datasets import KV_STORED
-from tests.unit.cloudflare.fake import zone
+from tests.unit.cloudflare.fake import tag, zone
 from worker.admission import admit, plan_of
-from worker.cloudflare import Account, Dataset, Scope, ScopeKind, shipped
+from worker.cloudflare import Account, Dataset, Scope, ScopeKind, Zone, shipped
 from worker.cloudflare.planning import Plan
 from worker.config import CloudflareSettings
 from worker.errors import ConfigError
@@ -39,6 +39,14 @@ def test_scopes_that_may_be_asked_for_the_same_are_one_group_and_nothing_is_reck
     )
     groups = {(group.kind, group.scopes, tuple(each.name for each in group.datasets)) for group in found.groups}
     assert groups == {(ScopeKind.ZONE, 20, ("http_requests",)), (ScopeKind.ACCOUNT, 1, (KV_STORED.name,))}
+
+
+def test_where_accounts_are_counted_the_busiest_of_them_has_to_fit() -> None:
+    zones: list[Scope] = [Zone(tag(number), f"z{number}", tag(0xA00 + max(0, number - 900))) for number in range(1000)]
+    shared = plan(copies(8), zones, rate_limit_type="account")
+    assert shared.groups[0].apart == (901, *[1] * 99)
+    assert (shared.requests, shared.limit) == (2 * (91 + 99), 300 * (182 + 198) // 182)
+    assert shared.share == pytest.approx(182 / 300, abs=0.001)
 
 
 def test_what_fits_is_said_with_its_numbers() -> None:

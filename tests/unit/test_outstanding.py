@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.cloudflare.datasets import KV_STORED
-from tests.unit.cloudflare.fake import zone
+from tests.unit.cloudflare.fake import tag, zone
 from worker.cloudflare import WINDOWS_PER_QUERY, Account, Dataset, Scope, Zone, shipped
 from worker.outstanding import Outstanding, Query, Runs, Worklist, next_round
 
@@ -61,6 +61,14 @@ def asked(queries: list[Query]) -> list[tuple[tuple[str, ...], tuple[str, ...], 
 
 def scopes_of(*worklists: Worklist, known: list[Scope]) -> dict[str, Scope]:
     return {scope.tag: scope for scope in known if any(scope.tag in each.outstanding for each in worklists)}
+
+
+def test_where_accounts_are_counted_a_query_asks_for_zones_of_one() -> None:
+    zones: list[Scope] = [Zone(tag(number), f"z{number}", tag(0xA00 + number % 2)) for number in range(24)]
+    made = worklist(ROLLUPS, dict.fromkeys(zones, (5,)))
+    found = next_round([made], {each.tag: each for each in zones}, 0.0, are_accounts_apart=True)
+    assert [len(query.scopes) for query in found] == [10, 2, 10, 2]
+    assert all(len({scope.account_tag for scope in query.scopes}) == 1 for query in found)
 
 
 def test_datasets_and_zones_that_lack_the_same_windows_travel_together() -> None:

@@ -39,7 +39,7 @@ from worker.cloudflare.query import NODES_PER_QUERY, WINDOWS_PER_QUERY, ZONES_PE
 from worker.cloudflare.quota import Api, Priority, Quota, RateLimitType
 from worker.cloudflare.rows import Samples
 from worker.cloudflare.schema_check import SchemaCheck, check_catalogue
-from worker.cloudflare.scope import Account, Scope, Zone
+from worker.cloudflare.scope import Account, Scope, Zone, counted_by
 
 __all__ = [
     "FACT_SETS",
@@ -82,6 +82,7 @@ __all__ = [
     "Zone",
     "ZoneList",
     "check_catalogue",
+    "counted_by",
     "dataset_groups",
     "entitled",
     "extended",

@@ -21,9 +21,9 @@ from worker.cloudflare.facts import read_facts
 from worker.cloudflare.fetch import Fetch, ScopeAnswer
 from worker.cloudflare.limits import Limits
 from worker.cloudflare.query import Source, WindowsQuery
-from worker.cloudflare.quota import Priority, Quota
+from worker.cloudflare.quota import Priority, Quota, RateLimitType
 from worker.cloudflare.rows import Samples
-from worker.cloudflare.scope import Scope, Zone
+from worker.cloudflare.scope import Scope, Zone, counted_by
 from worker.cloudflare.settings_node import read_entitlements
 
 _UNKNOWN = ApiFailure(ErrorKind.MALFORMED, "the settings do not name the node")
@@ -64,7 +64,7 @@ class CloudflareApi:
             deadline_seconds=deadline_seconds,
             transport=transport,
         )
-        self._limits = Limits(clock)
+        self._limits = Limits(clock, are_accounts_apart=self.quota.rate_limit_type is RateLimitType.ACCOUNT)
         self._decoder = Decoder()
         # Decoding an answer of 36,000 samples must not stop the event loop meanwhile. One thread, because two would
         # neither be faster nor leave the decoder's cache alone.
@@ -105,12 +105,11 @@ class CloudflareApi:
         """What the scopes, all of one kind, may be asked for, by the dataset's name and the scope's tag.
 
         Later fetches leave out what is not among it; an ApiFailure says that it is not known. Costs one query for ten
-        zones, or one account, and 25 nodes.
+        zones (of one account, where Cloudflare counts each by itself), or one account, and 25 nodes.
         """
         sources = [Source(dataset, dataset.grain(width_seconds)) for dataset in datasets]
         nodes = list(dict.fromkeys(source.grain.node for source in sources))
-        tags = [scope.tag for scope in scopes]
-        found = await read_entitlements(self._client, scopes[0].kind, tags, nodes) if scopes and nodes else {}
+        found = await read_entitlements(self._client, scopes, nodes) if scopes and nodes else {}
         verdicts: dict[tuple[str, str], Narrowed | Denied | ApiFailure] = {}
         for scope in scopes:
             for source in sources:
@@ -178,11 +177,12 @@ class CloudflareApi:
         self._decoding.shutdown(wait=False)
 
     async def _send(self, query: WindowsQuery, priority: Priority) -> Answer | Refused:
-        tags = [scope.tag for scope in query.scopes]
+        # Their account, too: it may be its quota that is used up.
+        tags = dict.fromkeys(tag for scope in query.scopes for tag in (scope.tag, scope.account_tag) if tag)
         # A query for several accounts' zones is counted against none of them.
-        account, *others = {scope.account_tag for scope in query.scopes}
+        account, *others = {counted_by(scope) for scope in query.scopes}
         outcome = await self._client.graphql(
-            query.payload(), priority=priority, scopes=tags, account="" if others else account
+            query.payload(), priority=priority, scopes=list(tags), account="" if others else account
         )
         match outcome:
             case Answer():

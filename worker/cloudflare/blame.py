@@ -72,7 +72,7 @@ def _asks_for(source: Source, field: str) -> bool:
 def _scopes(part: Part, failure: ApiFailure) -> tuple[Sequence[Scope], bool]:
     """The scopes that the error may be about, and whether that is certain."""
     tags = {*failure.zone_tags, *failure.account_tags}
-    named = [scope for scope in part.scopes if scope.tag in tags or scope.account_tag in failure.account_tags]
+    named = [scope for scope in part.scopes if scope.tag in tags or scope.account_tag in tags]
     if named or len(part.scopes) == 1:
         return named or part.scopes, True
     index = failure.zone_index

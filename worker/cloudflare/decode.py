@@ -87,6 +87,9 @@ def _entries(body: bytes, query: WindowsQuery) -> Mapping[str, _Entry | ApiFailu
     """The part of every scope asked, by tag; or why no part can be told."""
     try:
         match query.kind:
+            case ScopeKind.ZONE if query.account:
+                accounts = _ZONES_OF_ACCOUNTS.decode(body).data.viewer.accounts
+                entries = [zone for account in accounts for zone in account.zones]
             case ScopeKind.ZONE:
                 entries = _ZONES.decode(body).data.viewer.zones
             case ScopeKind.ACCOUNT:
@@ -119,12 +122,20 @@ class _AccountsViewer(msgspec.Struct):
     accounts: list[msgspec.Raw]
 
 
+class _ZonesOfAccountsViewer(msgspec.Struct):
+    accounts: list[_ZonesViewer]
+
+
 class _ZonesData(msgspec.Struct):
     viewer: _ZonesViewer
 
 
 class _AccountsData(msgspec.Struct):
     viewer: _AccountsViewer
+
+
+class _ZonesOfAccountsData(msgspec.Struct):
+    viewer: _ZonesOfAccountsViewer
 
 
 class _ZonesAnswer(msgspec.Struct):
@@ -135,8 +146,13 @@ class _AccountsAnswer(msgspec.Struct):
     data: _AccountsData
 
 
+class _ZonesOfAccountsAnswer(msgspec.Struct):
+    data: _ZonesOfAccountsData
+
+
 _ZONES = msgspec.json.Decoder(_ZonesAnswer)
 _ACCOUNTS = msgspec.json.Decoder(_AccountsAnswer)
+_ZONES_OF_ACCOUNTS = msgspec.json.Decoder(_ZonesOfAccountsAnswer)
 _ENTRY = msgspec.json.Decoder(_Entry)
 _TAG = msgspec.json.Decoder(str)
 

@@ -259,11 +259,13 @@ def _node(path: Any) -> str | None:
     """The name at the end of the path of a GraphQL error, where it goes further than the zones or accounts."""
     if not isinstance(path, list) or len(path) <= len(("viewer", "zones", "0")):
         return None
+    if "zones" in path[-2:]:  # through their account: viewer, accounts, 0, zones, 0
+        return None
     return path[-1][:_MAX_NAME] if isinstance(path[-1], str) else None
 
 
 def _zone_index(path: Any) -> int | None:
-    """The number after "zones" in the path of a GraphQL error; Cloudflare writes it as a string."""
+    """The number after "zones" in the path of a GraphQL error, also below an account; Cloudflare writes a string."""
     if not isinstance(path, list):
         return None
     for before, item in pairwise(path):

@@ -25,7 +25,7 @@ from typing import assert_never
 
 from worker.clock import Clock
 from worker.cloudflare.blame import blame, named_sources, names_nothing
-from worker.cloudflare.catalogue import Dataset
+from worker.cloudflare.catalogue import Dataset, ScopeKind
 from worker.cloudflare.client import Answer, Refused
 from worker.cloudflare.decode import Answers
 from worker.cloudflare.errors import ApiFailure, ErrorKind, one_line
@@ -169,7 +169,10 @@ class Fetch:
 
     async def _ask(self, part: Part) -> list[Part]:
         """Send the query for a part and settle what its answer settles; the parts to be asked instead."""
-        query = WindowsQuery(tuple(self._narrowed(source, part) for source in part.sources), part.scopes, part.starts)
+        sources = tuple(self._narrowed(source, part) for source in part.sources)
+        is_through_account = self._limits.are_accounts_apart and sources[0].dataset.scope is ScopeKind.ZONE
+        account = part.scopes[0].account_tag if is_through_account else ""  # the same for all of its scopes
+        query = WindowsQuery(sources, part.scopes, part.starts, account)
         match await self._send(query):
             case Answer(body):
                 decoded = await self._decode(body, query)

@@ -71,9 +71,13 @@ class _Memory(Generic[K, V]):
 
 
 class Limits:
-    """The limits known at this moment: of any query, per GraphQL node, per dataset, and per dataset and scope."""
+    """The limits known at this moment: of any query, per GraphQL node, per dataset, and per dataset and scope.
 
-    def __init__(self, clock: Clock) -> None:
+    are_accounts_apart: whether a query may ask for zones of one account only, and through that account.
+    """
+
+    def __init__(self, clock: Clock, *, are_accounts_apart: bool = False) -> None:
+        self.are_accounts_apart = are_accounts_apart
         self._zones_per_query: _Memory[None, int] = _Memory(clock)
         self._nodes_per_query: _Memory[None, int] = _Memory(clock)
         self._span_seconds: _Memory[str, int] = _Memory(clock)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from worker.cloudflare.limits import Limits
 from worker.cloudflare.query import NODES_PER_QUERY, ROWS_PER_QUERY, Source
-from worker.cloudflare.scope import Scope
+from worker.cloudflare.scope import Scope, counted_by
 
 Pair = tuple[str, Scope]
 """A dataset's name and a scope: what an answer, or a failure, is about."""
@@ -73,8 +73,9 @@ class Part:
 def pieces(part: Part, limits: Limits) -> list[Part]:
     """The part in pieces that one query each may ask for, the oldest windows first; itself where it is one.
 
-    Datasets whose queries may span as many windows, and scopes whose plans deny the same fields of them, go together. A
-    dataset that lately had no answer is asked for alone, after the others.
+    Datasets whose queries may span as many windows, and scopes whose plans deny the same fields of them, go together;
+    zones of different accounts only where Cloudflare does not count each account by itself. A dataset that lately had
+    no answer is asked for alone, after the others.
     """
     alike: dict[tuple[bool, int], list[Source]] = {}
     for source in part.sources:
@@ -98,8 +99,10 @@ def pieces(part: Part, limits: Limits) -> list[Part]:
 def _scopes_together(
     scopes: tuple[Scope, ...], sources: tuple[Source, ...], limits: Limits
 ) -> Iterator[tuple[Scope, ...]]:
-    alike: dict[tuple[frozenset[str], ...], list[Scope]] = {}
+    alike: dict[tuple[str, tuple[frozenset[str], ...]], list[Scope]] = {}
     for scope in scopes:
-        alike.setdefault(tuple(limits.dropped_fields(source, scope) for source in sources), []).append(scope)
+        apart = counted_by(scope) if limits.are_accounts_apart else ""
+        dropped = tuple(limits.dropped_fields(source, scope) for source in sources)
+        alike.setdefault((apart, dropped), []).append(scope)
     most = min(limits.scopes_per_query(sources[0].dataset.scope), max(1, limits.nodes_per_query() // len(sources)))
     return (tuple(same[first : first + most]) for same in alike.values() for first in range(0, len(same), most))

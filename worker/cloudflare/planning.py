@@ -1,6 +1,7 @@
 """Planning: how many requests a configuration costs, and what would fit where that is more than Cloudflare accepts.
 
     a group of zones of equal entitlement   ceil(zones / 10) x ceil(datasets / 5) requests for a window
+    the same where accounts are counted     the sum over the accounts of ceil(their zones / 10) x ceil(datasets / 5)
     a group of such accounts                accounts x ceil(datasets / 5)
     several windows at once                 as many requests as one window, for datasets whose rows name their window
 
@@ -12,7 +13,7 @@ A configuration fits if recent windows need no more of the quota than is theirs 
 (`worker.cloudflare.quota.LIVE_SHARE`). Pure; sends nothing and knows no zone by name.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -42,11 +43,13 @@ class Group:
 
     scopes:   how many.
     datasets: what each of them is asked for.
+    apart:    how many of them each account has, where accounts are counted by themselves; empty otherwise.
     """
 
     kind: ScopeKind
     scopes: int
     datasets: tuple[Dataset, ...]
+    apart: tuple[int, ...] = ()
 
     def requests(self, width_seconds: int, windows: int, nodes_per_query: int = SAFE_NODES_PER_QUERY) -> int:
         """How many requests so many windows of all of them cost; ValueError where a dataset has no such windows."""
@@ -54,7 +57,7 @@ class Group:
         together = sum(named) if windows > 1 else len(named)
         alone = len(named) - together
         queries = ceil(together / nodes_per_query) + windows * ceil(alone / nodes_per_query)
-        return ceil(self.scopes / _SCOPES_PER_QUERY[self.kind]) * queries
+        return queries * sum(ceil(scopes / _SCOPES_PER_QUERY[self.kind]) for scopes in self.apart or (self.scopes,))
 
     def __str__(self) -> str:
         scopes, datasets = _counted(self.scopes, self.kind), _counted(len(self.datasets), "dataset")
@@ -145,10 +148,16 @@ class Remedy:
         return f"{self.change} ({self.share:.1%})"
 
 
-def limit_of(graphql: int, total: int, rate_limit_type: RateLimitType, accounts: int) -> int:
-    """How many GraphQL queries are allowed in five minutes, over all accounts where each has its own quota."""
-    own = graphql * max(1, accounts) if rate_limit_type is RateLimitType.ACCOUNT else graphql
-    return min(own, total)
+def limit_of(graphql: int, total: int, rate_limit_type: RateLimitType, requests: Collection[int] = ()) -> int:
+    """How many GraphQL queries are allowed in five minutes, over all accounts where each has its own quota.
+
+    requests: what each account costs for a window: the one that costs most is the first whose quota is used up, and
+              the others have had their share then.
+    """
+    most = max(requests, default=0)
+    if rate_limit_type is RateLimitType.TOKEN or not most:
+        return min(graphql, total)
+    return min(graphql * sum(requests) // most, total)
 
 
 def remedies(plan: Plan, widths_seconds: Sequence[int]) -> tuple[Remedy, ...]:
@@ -199,6 +208,8 @@ def _fewer(plan: Plan, kind: ScopeKind) -> Iterator[tuple[str, Plan]]:
 
 
 def _shards(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    if any(group.apart for group in plan.groups):
+        return  # an account has one quota, whoever asks for it
     for count in range(2, _MOST_SHARDS + 1):
         groups = tuple(replace(group, scopes=ceil(group.scopes / count)) for group in plan.groups)
         change = f"CF_SHARD=1/{count} to {count}/{count}: {count} workers, each with a token of its own"

@@ -5,7 +5,7 @@ second dataset. Rows are ordered by their window, and the limit is always more t
 noticed. Pure.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -65,11 +65,13 @@ class WindowsQuery:
     scopes:  of that kind; at most ZONES_PER_QUERY, or ACCOUNTS_PER_QUERY.
     starts:  the windows' starts in unix seconds, contiguous: the step is the width of every grain. A single one where a
              grain has no time dimension.
+    account: tag of the account that zones, all of them its own, are asked for through; empty where they are not.
     """
 
     sources: tuple[Source, ...]
     scopes: tuple[Scope, ...]
     starts: range
+    account: str = ""
 
     @property
     def kind(self) -> ScopeKind:
@@ -79,19 +81,13 @@ class WindowsQuery:
     @property
     def text(self) -> str:
         """The GraphQL document."""
-        return _text(tuple((source.dataset, source.grain) for source in self.sources))
+        pairs = tuple((source.dataset, source.grain) for source in self.sources)
+        return _text(pairs, is_through_account=bool(self.account))
 
     @property
     def variables(self) -> dict[str, object]:
         """The values of the document's variables."""
-        values: dict[str, object] = {}
-        match self.kind:
-            case ScopeKind.ZONE:
-                values["zones"] = [scope.tag for scope in self.scopes]
-            case ScopeKind.ACCOUNT:
-                (values["account"],) = (scope.tag for scope in self.scopes)
-            case _:
-                assert_never(self.kind)
+        values = scope_variables(self.kind, [scope.tag for scope in self.scopes], self.account)
         for time in _times(source.grain for source in self.sources):
             values[f"since{time}"] = _instant(self.starts.start, time)
             values[f"until{time}"] = _instant(self.starts.stop, time)
@@ -108,21 +104,44 @@ def alias(number: int) -> str:
     return f"r{number}"
 
 
-@lru_cache(maxsize=1024)
-def _text(sources: tuple[tuple[Dataset, Grain], ...]) -> str:
-    match sources[0][0].scope:
+def scope_selection(kind: ScopeKind, selection: str, *, is_through_account: bool) -> tuple[str, str]:
+    """The declaration of the variables that name zones or an account, and the field that selects this of each of them.
+
+    Where Cloudflare counts queries by account, it takes a list of zones only through the account that they belong to.
+    """
+    account, zones = "accounts(filter: { accountTag: $account })", "zones(filter: { zoneTag_in: $zones })"
+    match kind:
+        case ScopeKind.ZONE if is_through_account:
+            return "$account: string!, $zones: [string!]", f"{account} {{ {zones} {{ zoneTag {selection} }} }}"
         case ScopeKind.ZONE:
-            declared, scopes, tag = "$zones: [string!]", "zones(filter: { zoneTag_in: $zones })", "zoneTag"
+            return "$zones: [string!]", f"{zones} {{ zoneTag {selection} }}"
         case ScopeKind.ACCOUNT:
-            declared, scopes, tag = "$account: string!", "accounts(filter: { accountTag: $account })", "accountTag"
-        case never:
-            assert_never(never)
+            return "$account: string!", f"{account} {{ accountTag {selection} }}"
+        case _:
+            assert_never(kind)
+
+
+def scope_variables(kind: ScopeKind, tags: Sequence[str], account: str) -> dict[str, object]:
+    """The values of those variables; `account` is the one that zones are asked for through, or empty."""
+    match kind:
+        case ScopeKind.ZONE:
+            return ({"account": account} if account else {}) | {"zones": list(tags)}
+        case ScopeKind.ACCOUNT:
+            (tag,) = tags
+            return {"account": tag}
+        case _:
+            assert_never(kind)
+
+
+@lru_cache(maxsize=1024)
+def _text(sources: tuple[tuple[Dataset, Grain], ...], *, is_through_account: bool) -> str:
+    rows = " ".join(_rows(number, dataset, grain) for number, (dataset, grain) in enumerate(sources))
+    declared, scopes = scope_selection(sources[0][0].scope, rows, is_through_account=is_through_account)
     for time in _times(grain for _, grain in sources):
         declared += f", $since{time}: {time}!, $until{time}: {time}!"
     for number in range(len(sources)):
         declared += f", $limit{number}: uint64!"
-    rows = " ".join(_rows(number, dataset, grain) for number, (dataset, grain) in enumerate(sources))
-    return f"query Windows({declared}) {{ viewer {{ {scopes} {{ {tag} {rows} }} }} }}"
+    return f"query Windows({declared}) {{ viewer {{ {scopes} }} }}"
 
 
 def _rows(number: int, dataset: Dataset, grain: Grain) -> str:

@@ -66,3 +66,12 @@ class Account:
 
 
 Scope = Zone | Account
+
+
+def counted_by(scope: Scope) -> str:
+    """The tag that Cloudflare counts queries about it by, where it counts those of each account by themselves.
+
+    That of its account, or where that is not known the zone's own. Only zones of which it is the same share a query
+    then.
+    """
+    return scope.account_tag or scope.tag

@@ -6,7 +6,7 @@ zone or account asked ends as an `Entitlement` or as the failure that stood in t
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
@@ -16,8 +16,9 @@ from worker.cloudflare.catalogue import ScopeKind
 from worker.cloudflare.client import Answer, CloudflareClient, Refused
 from worker.cloudflare.entitlements import Entitlement, Entitlements
 from worker.cloudflare.errors import ApiFailure, ErrorKind, one_line
-from worker.cloudflare.query import ZONES_PER_QUERY
-from worker.cloudflare.quota import Priority
+from worker.cloudflare.query import ZONES_PER_QUERY, scope_selection, scope_variables
+from worker.cloudflare.quota import Priority, RateLimitType
+from worker.cloudflare.scope import Scope, counted_by
 
 # A node's settings name up to 200 fields of 25 bytes: 10 zones x 25 nodes x 5 kB are 1.25 MB. So 1,000 zones with 25
 # nodes cost 100 queries a day.
@@ -39,31 +40,32 @@ _TOO_MANY_QUERIES = ApiFailure(
 class SettingsQuery:
     """One query.
 
-    tags:  at most ZONES_PER_QUERY zones, or one account.
-    nodes: at most NODES_PER_QUERY names of the schema.
+    tags:    at most ZONES_PER_QUERY zones, or one account.
+    nodes:   at most NODES_PER_QUERY names of the schema.
+    account: tag of the account that zones, all of them its own, are asked for through; empty where they are not.
     """
 
     kind: ScopeKind
     tags: tuple[str, ...]
     nodes: tuple[str, ...]
+    account: str = ""
 
     @property
     def text(self) -> str:
         """The GraphQL document."""
         nodes = " ".join(f"{node} {_SELECTION}" for node in self.nodes)
-        match self.kind:
-            case ScopeKind.ZONE:
-                variable, scopes = "$tags: [string!]", "zones(filter: { zoneTag_in: $tags }) { zoneTag"
-            case ScopeKind.ACCOUNT:
-                variable, scopes = "$tags: string!", "accounts(filter: { accountTag: $tags }) { accountTag"
-            case _:
-                assert_never(self.kind)
-        return f"query Settings({variable}) {{ cost viewer {{ budget {scopes} settings {{ {nodes} }} }} }} }}"
+        declared, scopes = scope_selection(self.kind, f"settings {{ {nodes} }}", is_through_account=bool(self.account))
+        return f"query Settings({declared}) {{ cost viewer {{ budget {scopes} }} }}"
 
     def payload(self) -> bytes:
         """The body of the POST request."""
-        tags = list(self.tags) if self.kind is ScopeKind.ZONE else self.tags[0]
-        return msgspec.json.encode({"query": self.text, "variables": {"tags": tags}})
+        variables = scope_variables(self.kind, self.tags, self.account)
+        return msgspec.json.encode({"query": self.text, "variables": variables})
+
+    @property
+    def counted_by(self) -> str:
+        """The tag that Cloudflare counts it by, where it counts accounts."""
+        return self.account or self.tags[0]
 
     def smaller(self, failure: ApiFailure) -> "list[SettingsQuery]":
         """The queries to be sent instead of one that was refused; empty where there is no use in any."""
@@ -78,6 +80,8 @@ class SettingsQuery:
         if blamed and others:
             return [replace(self, tags=others), replace(self, tags=blamed)]
         if failure.kind is ErrorKind.AUTH_SCOPE:  # about a zone or an account as such, and never about a node
+            if self.account in named:
+                return []
             return [replace(self, tags=half) for half in _halves(self.tags)]
         return [replace(self, nodes=half) for half in _halves(self.nodes)]
 
@@ -88,26 +92,33 @@ def _halves(items: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
 
 
 async def read_entitlements(
-    client: CloudflareClient,
-    kind: ScopeKind,
-    tags: Sequence[str],
-    nodes: Sequence[str],
-    *,
-    priority: Priority = Priority.DISCOVERY,
+    client: CloudflareClient, scopes: Sequence[Scope], nodes: Sequence[str], *, priority: Priority = Priority.DISCOVERY
 ) -> dict[str, Entitlements]:
-    """What each of these zones or accounts may ask of each of these nodes, by tag.
+    """What each of these zones or accounts, all of one kind, may ask of each of these nodes, by tag.
 
     Costs one query for ten zones, or one account, and 25 nodes, and where Cloudflare refuses queries at most
-    RETRIES_PER_GROUP more for each. Tells the client's quota what Cloudflare says of `cost` and `budget`.
+    RETRIES_PER_GROUP more for each. The ten zones are of one account where the client's quota counts accounts. Tells
+    that quota what Cloudflare says of `cost` and `budget`.
     """
     reading = _Reading(client, priority)
-    size = ZONES_PER_QUERY if kind is ScopeKind.ZONE else 1
-    ordered = sorted(set(tags))
-    for first in range(0, len(ordered), size):
+    for group, account in _groups(scopes, are_accounts_apart=client.quota.rate_limit_type is RateLimitType.ACCOUNT):
         for node in range(0, len(nodes), NODES_PER_QUERY):
-            group = tuple(ordered[first : first + size])
-            await reading.group(SettingsQuery(kind, group, tuple(nodes[node : node + NODES_PER_QUERY])))
-    return {tag: reading.found.get(tag, {}) for tag in tags}
+            some = tuple(nodes[node : node + NODES_PER_QUERY])
+            await reading.group(SettingsQuery(scopes[0].kind, group, some, account))
+    return {scope.tag: reading.found.get(scope.tag, {}) for scope in scopes}
+
+
+def _groups(scopes: Sequence[Scope], *, are_accounts_apart: bool) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The tags that one query each may ask for, and the account through which it has to."""
+    alike: dict[str, list[Scope]] = {}
+    for scope in sorted(set(scopes), key=lambda scope: scope.tag):
+        is_apart = are_accounts_apart or scope.kind is ScopeKind.ACCOUNT
+        alike.setdefault(counted_by(scope) if is_apart else "", []).append(scope)
+    for same in alike.values():
+        is_through_account = are_accounts_apart and same[0].kind is ScopeKind.ZONE
+        for first in range(0, len(same), ZONES_PER_QUERY):
+            group = tuple(scope.tag for scope in same[first : first + ZONES_PER_QUERY])
+            yield group, same[0].account_tag if is_through_account else ""
 
 
 class _Reading:
@@ -134,9 +145,9 @@ class _Reading:
 
     async def _ask(self, query: SettingsQuery) -> list[SettingsQuery]:
         """Send a query and settle what its answer settles; the queries to be sent instead."""
-        account = query.tags[0] if query.kind is ScopeKind.ACCOUNT else ""
+        tags = (*query.tags, query.account) if query.account else query.tags
         outcome = await self._client.graphql(
-            query.payload(), priority=self._priority, scopes=query.tags, account=account
+            query.payload(), priority=self._priority, scopes=tags, account=query.counted_by
         )
         match outcome:
             case Answer(body):
@@ -172,11 +183,10 @@ class _Reading:
             text = one_line(f"the settings in the answer cannot be read: {error}")
             self._fail(query, ApiFailure(ErrorKind.MALFORMED, text))
             return
-        account = query.tags[0] if query.kind is ScopeKind.ACCOUNT else ""
-        self._client.quota.learn(_whole(data.cost), _whole(data.viewer.budget), account=account)
+        self._client.quota.learn(_whole(data.cost), _whole(data.viewer.budget), account=query.counted_by)
         answered = {
             each.get(f"{query.kind}Tag"): each.get("settings")
-            for each in (data.viewer.zones or data.viewer.accounts or [])
+            for each in _entries(data.viewer, query)
             if isinstance(each, dict) and isinstance(each.get(f"{query.kind}Tag"), str)
         }
         for tag in query.tags:
@@ -198,6 +208,14 @@ class _Viewer(msgspec.Struct):
     budget: Any = None
     zones: list[Any] | None = None
     accounts: list[Any] | None = None
+
+
+def _entries(viewer: _Viewer, query: SettingsQuery) -> list[Any]:
+    """What the answer has of each zone or account."""
+    if not query.account:
+        return viewer.zones or viewer.accounts or []
+    zones = [account.get("zones") for account in viewer.accounts or [] if isinstance(account, dict)]
+    return [zone for of_account in zones if isinstance(of_account, list) for zone in of_account]
 
 
 class _Data(msgspec.Struct):

@@ -80,7 +80,7 @@ class SimulatedApi:
     sampling:     how adaptive nodes thin out what they count; without, all numbers are exact.
     entitlements: what each plan may ask.
     limits:       what a query may ask.
-    quota:        what a token may ask.
+    quota:        what a token may ask, or with the header X-Rate-Limit-Type: account-based each account and zone.
     dialect:      how errors are worded.
     """
 
@@ -147,7 +147,7 @@ class SimulatedApi:
         self.stats.requests[name] += 1
         if is_graphql:
             self.stats.query_times.append(now)
-        exceeded = self._quota.charge(token, now, is_graphql=is_graphql)
+        exceeded = self._quota.charge(token, now, is_graphql=is_graphql and not _is_account_based(request))
         surface = Surface.GRAPHQL if is_graphql else Surface.REST
         fault = self._take_wire_fault(surface)
         response = Response()
@@ -237,7 +237,12 @@ class SimulatedApi:
         except msgspec.MsgspecError:
             return _enveloped(directory.failure(directory.BAD_BODY))
         world = self._world(token, now)
+        if _is_account_based(request):
+            # Whose query this is, and so is counted as, its execution will tell.
+            world = replace(world, scope_budgets=lambda tag: max(0, self._quota.budget_left_of_scope(tag, now) - 1))
         answer = await asyncio.to_thread(_execute, query, world)
+        if _is_account_based(request) and (exceeded := self._exceeded(answer, now)):
+            return _graphql_response(exceeded, now)
         fault = self.faults.take(lambda fault: isinstance(fault, GraphqlError) and _fits(fault, answer))
         if isinstance(fault, GraphqlError):
             answer = await asyncio.to_thread(self._failed, fault, query, world, answer)
@@ -246,6 +251,14 @@ class SimulatedApi:
             answer = replace(answer, data=odd(answer, fault))
         self.stats.queries.append(QueryRecord(now, answer.status, answer.asked))
         return _graphql_response(answer, now)
+
+    def _exceeded(self, answer: Answer, now: float) -> Answer | None:
+        """Charge a query to the accounts and zones that it is about; the refusal where one of them has none left."""
+        used_up = self._quota.charge_scopes(answer.counted, now)
+        if used_up is None:
+            return None
+        details = Details(zone_tag=used_up, scope=answer.counted[used_up])
+        return replace(_refused(refusal(RefusalKind.SCOPE_BUDGET, self._dialect, details=details)), asked=answer.asked)
 
     def _failed(self, fault: GraphqlError, query: _Query, world: World, answer: Answer) -> Answer:
         """What becomes of an answer that a fault turns into an error."""
@@ -327,6 +340,11 @@ def _bearer_token(request: Request) -> tuple[str, tuple[int, int, str] | None]:
     if scheme.lower() != "bearer" or not token.strip():
         return "", directory.INVALID_HEADERS
     return token.strip(), None
+
+
+def _is_account_based(request: Request) -> bool:
+    """Whether its queries are to be counted by account and zone instead of by token."""
+    return request.headers.get("X-Rate-Limit-Type") == "account-based"
 
 
 def _execute(query: _Query, world: World) -> Answer:

@@ -63,6 +63,7 @@ class World:
     blank_scopes:   the tags of those whose datasets come back empty, whatever there is.
     sampling:       how adaptive nodes are thinned out; without, they count everything.
     budget_left:    how many queries the token has left.
+    scope_budgets:  how many an account or a zone has left, where those are counted instead.
     salt:           what the arbitrary order of rows and zones depends on.
     """
 
@@ -82,6 +83,7 @@ class World:
     dialect: Dialect
     budget_left: int
     salt: str
+    scope_budgets: Callable[[str], int] | None = None
 
     def entitlement(self, tag: str, plan: Plan, node: str) -> Entitlement:
         """What a zone or an account may ask of a node now."""
@@ -120,14 +122,16 @@ class Asked:
 class Answer:
     """What becomes of a query: data or refusals.
 
-    data:  as JSON has it once it is encoded; rows of nodes are structures.
-    asked: what it asked for, as far as it was looked at.
+    data:    as JSON has it once it is encoded; rows of nodes are structures.
+    asked:   what it asked for, as far as it was looked at.
+    counted: the accounts and zones that it counts against, where those are counted, by tag.
     """
 
     status: int
     data: dict[str, Any] | None
     refusals: tuple[Refusal, ...]
     asked: tuple[Asked, ...]
+    counted: Mapping[str, ScopeKind] = field(default_factory=dict)
 
 
 def execute(query: str, variables: Mapping[str, Any], operation_name: str | None, world: World) -> Answer:
@@ -139,10 +143,11 @@ def execute(query: str, variables: Mapping[str, Any], operation_name: str | None
         data = execution.data()
     except RefusedError as error:
         asked = () if execution is None else tuple(execution.asked)
-        return Answer(error.refusal.status, None, (error.refusal,), asked)
+        counted = {} if execution is None else execution.counted
+        return Answer(error.refusal.status, None, (error.refusal,), asked, counted)
     except GraphQLError as error:
         return Answer(HTTPStatus.BAD_REQUEST, None, (Refusal(error.message, HTTPStatus.BAD_REQUEST),), ())
-    return Answer(HTTPStatus.OK, data, (), tuple(execution.asked))
+    return Answer(HTTPStatus.OK, data, (), tuple(execution.asked), execution.counted)
 
 
 @lru_cache(_REMEMBERED_QUERIES)
@@ -175,6 +180,7 @@ class _Execution:
     operation_name: str | None
     variable_values: Mapping[str, Any]
     asked: list[Asked] = field(default_factory=list)
+    counted: dict[str, ScopeKind] = field(default_factory=dict)
     _nodes: int = 0
     _fragments: dict[str, SelectionSetNode] = field(default_factory=dict)
     _variables: Any = None
@@ -247,21 +253,38 @@ class _Execution:
 
     def _viewer(self, viewer: _Selected) -> dict[str, Any]:
         answer: dict[str, Any] = {}
-        for selected in viewer.below:
+        # The budget last: whose it is, the others tell.
+        for selected in sorted(viewer.below, key=lambda selected: selected.name == "budget"):
             match selected.name:
                 case "budget":
-                    answer[selected.key] = self.world.budget_left
+                    answer[selected.key] = self._budget_left()
                 case "zones":
-                    answer[selected.key] = self._zones(selected, self.world.zones, ("viewer", selected.key))
+                    path = ("viewer", selected.key)
+                    if self.world.scope_budgets is not None:
+                        self._count_zone(selected, path)
+                    answer[selected.key] = self._zones(selected, self.world.zones, path)
                 case _:
                     answer[selected.key] = self._accounts(selected)
         return answer
+
+    def _budget_left(self) -> int:
+        if self.world.scope_budgets is None or not self.counted:
+            return self.world.budget_left
+        return min(self.world.scope_budgets(tag) for tag in self.counted)
+
+    def _count_zone(self, zones: _Selected, path: tuple[str, ...]) -> None:
+        """Where accounts and zones are counted, only a single zone can be asked for outside of its account."""
+        tag = (zones.arguments.get("filter") or {}).get("zoneTag")
+        if tag is None:
+            raise RefusedError(refusal(RefusalKind.ZONE_LIST, self.world.dialect, path))
+        self.counted[tag] = ScopeKind.ZONE
 
     def _accounts(self, accounts: _Selected) -> list[dict[str, Any]]:
         visible = {account.tag for account in self.world.fleet.accounts}
         account_filter = accounts.arguments.get("filter")
         tags = sorted(visible) if account_filter is None else [account_filter["accountTag"]]
         path = ("viewer", accounts.key)
+        self.counted |= dict.fromkeys(tags, ScopeKind.ACCOUNT)
         if not visible.issuperset(tags):
             raise RefusedError(refusal(RefusalKind.ACCOUNT_UNAUTHORIZED, self.world.dialect, path))
         if len(tags) > 1:

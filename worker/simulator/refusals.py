@@ -38,6 +38,7 @@ class RefusalKind(StrEnum):
     PAGE_SIZE = "page_size"
     FIELD_COUNT = "field_count"
     TOO_MANY_ZONES = "too_many_zones"
+    ZONE_LIST = "zone_list"
     PATH_ACCESS = "path_access"
     FIELD_ACCESS = "field_access"
     ZONE_UNAUTHORIZED = "zone_unauthorized"
@@ -112,7 +113,7 @@ class _Form:
     earlier_message: str | None = None
 
 
-_ABOUT_ZONES = frozenset({RefusalKind.TOO_MANY_ZONES, RefusalKind.ZONE_UNAUTHORIZED})
+_ABOUT_ZONES = frozenset({RefusalKind.TOO_MANY_ZONES, RefusalKind.ZONE_LIST, RefusalKind.ZONE_UNAUTHORIZED})
 _ABOUT_A_DATASET = frozenset(
     {
         RefusalKind.RETENTION,
@@ -157,6 +158,12 @@ _FORMS = {
     ),
     RefusalKind.FIELD_COUNT: _Form("number of fields can't be more than {maximum}", HTTPStatus.BAD_REQUEST, "quota"),
     RefusalKind.TOO_MANY_ZONES: _Form("too many zones requested", HTTPStatus.OK, "quota"),
+    # That it is refused is documented, its wording is not.
+    RefusalKind.ZONE_LIST: _Form(
+        "with account-based rate limiting a list of zones has to be nested in an accounts block",
+        HTTPStatus.BAD_REQUEST,
+        None,
+    ),
     RefusalKind.PATH_ACCESS: _Form("{scope} '{zone}' does not have access to the path", HTTPStatus.FORBIDDEN, "authz"),
     RefusalKind.FIELD_ACCESS: _Form(
         "{scope} '{zone}' does not have access to the field '{field}'", HTTPStatus.FORBIDDEN, "authz"

@@ -31,7 +31,10 @@ def zone(number: int, name: str | None = None, account: str = "Example Inc") -> 
 
 @dataclass(frozen=True)
 class Asked:
-    """A query, as the other side reads it; `zones` are the tags of the scopes, whatever they are."""
+    """A query, as the other side reads it; `zones` are the tags of the scopes, whatever they are.
+
+    account: the account that was asked for, or that its zones were asked for through.
+    """
 
     text: str
     nodes: tuple[str, ...]
@@ -39,6 +42,7 @@ class Asked:
     since: str
     until: str
     limits: tuple[int, ...]
+    account: str | None = None
 
     @property
     def node(self) -> str:
@@ -94,13 +98,19 @@ def answer(rows: Mapping[str, Sequence[Any]]) -> bytes:
     return answer_of({each: [found] for each, found in rows.items()})
 
 
-def answer_of(rows: Mapping[str, Sequence[Sequence[Any]]], kind: str = "zone") -> bytes:
-    """The body of a successful answer with these rows per tag, of every dataset that was asked for."""
+def answer_of(rows: Mapping[str, Sequence[Sequence[Any]]], kind: str = "zone", *, nested: bool = False) -> bytes:
+    """The body of a successful answer with these rows per tag, of every dataset that was asked for.
+
+    nested: whether the zones are those of an account that they were asked for through.
+    """
     entries = [
         {f"{kind}Tag": each} | {f"r{number}": list(found) for number, found in enumerate(all_rows)}
         for each, all_rows in rows.items()
     ]
-    return msgspec.json.encode({"data": {"viewer": {f"{kind}s": entries}}, "errors": None})
+    viewer: dict[str, Any] = {f"{kind}s": entries}
+    if nested:
+        viewer = {"accounts": [viewer]}
+    return msgspec.json.encode({"data": {"viewer": viewer}, "errors": None})
 
 
 @lru_cache(maxsize=256)
@@ -110,6 +120,8 @@ def selections(text: str) -> tuple[FieldNode, ...]:
     assert isinstance(operation, OperationDefinitionNode)
     (viewer,) = _fields(operation)
     (scopes,) = _fields(viewer)
+    if nested := [each for each in _fields(scopes) if each.name.value == "zones"]:
+        (scopes,) = nested
     return tuple(each for each in _fields(scopes) if each.alias)
 
 
@@ -209,10 +221,12 @@ class FakeCloudflare:
             since,
             until,
             tuple(variables[f"limit{number}"] for number in range(len(sources))),
+            variables.get("account"),
         )
         self.asked.append(asked)
         kind = "zone" if "zones" in variables else "account"
-        return self.refuse(asked) or httpx.Response(200, content=answer_of(self.rows(asked), kind))
+        nested = kind == "zone" and asked.account is not None
+        return self.refuse(asked) or httpx.Response(200, content=answer_of(self.rows(asked), kind, nested=nested))
 
     def rows(self, asked: Asked) -> dict[str, list[list[Any]]]:
         return {each: [self.rows_of(asked, source, each) for source in selections(asked.text)] for each in asked.zones}

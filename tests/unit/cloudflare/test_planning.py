@@ -66,11 +66,23 @@ def test_more_requests_than_the_quota_has_at_once_wait_for_it() -> None:
 
 
 def test_each_account_adds_its_quota_where_accounts_are_counted_up_to_that_of_all_requests() -> None:
-    assert limit_of(300, 1200, RateLimitType.TOKEN, 3) == 300
-    assert limit_of(300, 1200, RateLimitType.ACCOUNT, 3) == 900
-    assert limit_of(300, 1200, RateLimitType.ACCOUNT, 0) == 300
-    assert limit_of(300, 1200, RateLimitType.ACCOUNT, 9) == 1200
-    assert limit_of(4500, 1200, RateLimitType.TOKEN, 1) == 1200
+    assert limit_of(300, 1200, RateLimitType.TOKEN, [7, 7, 7]) == 300
+    assert limit_of(300, 1200, RateLimitType.ACCOUNT, [7, 7, 7]) == 900
+    assert limit_of(300, 1200, RateLimitType.ACCOUNT) == 300
+    assert limit_of(300, 1200, RateLimitType.ACCOUNT, [7] * 9) == 1200
+    assert limit_of(4500, 1200, RateLimitType.TOKEN) == 1200
+
+
+def test_an_account_that_needs_most_of_the_requests_is_not_helped_by_the_quota_of_small_ones() -> None:
+    assert limit_of(300, 1200, RateLimitType.ACCOUNT, [90, 5, 5]) == 333
+
+
+def test_zones_of_different_accounts_share_no_query_where_accounts_are_counted() -> None:
+    group = Group(ScopeKind.ZONE, 25, (HTTP_REQUESTS,) * 6, apart=(11, 10, 4))
+    assert group.requests(60, 1) == (2 + 1 + 1) * 2
+    assert replace(group, apart=()).requests(60, 1) == 3 * 2
+    assert "CF_SHARD" in verdict(replace(plan(0, 60), groups=(replace(group, apart=()),), limit=30), WIDTHS)
+    assert "CF_SHARD" not in verdict(replace(plan(0, 60), groups=(group,), limit=30), WIDTHS)
 
 
 def test_the_arithmetic_is_told_in_one_sentence() -> None:

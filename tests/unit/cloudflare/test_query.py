@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -49,6 +50,8 @@ def test_every_query_is_valid_for_cloudflares_schema(schema: GraphQLSchema) -> N
     for dataset in (HTTP_REQUESTS, *ZONE_DATASETS, *ACCOUNT_DATASETS):
         fields = droppable(dataset)
         for width in dataset.widths_seconds:
+            if dataset.scope is ScopeKind.ZONE:
+                texts.add(replace(query(width, dataset=dataset), account="a" * 32).text)
             for dropped in ((), *((field,) for field in fields), tuple(fields[1:]), tuple(fields[:-1])):
                 if not dataset.without(dropped).is_empty:
                     texts.add(query(width, dataset=dataset.without(dropped)).text)
@@ -66,7 +69,8 @@ def test_every_shipped_dataset_can_be_asked_for_at_every_width(
     meant = [each for each in shipped().values() if each.scope is kind and width in each.widths_seconds]
     sources = tuple(Source(dataset, dataset.grain(width)) for dataset in meant)
     assert len(sources) > 50
-    assert validate(schema, parse(WindowsQuery(sources, (), range(0, width, width)).text)) == []
+    for account in ("", "a" * 32):
+        assert validate(schema, parse(WindowsQuery(sources, (), range(0, width, width), account).text)) == []
 
 
 @pytest.mark.parametrize("datasets", [(HTTP_REQUESTS, *ZONE_DATASETS), ACCOUNT_DATASETS])
@@ -78,15 +82,15 @@ def test_a_query_for_several_datasets_is_valid_and_so_are_its_variables(
     for width in (60, 300, 3600, 86400):
         starts = range(0, width, width)
         sources = tuple(Source(dataset, dataset.grain(width)) for dataset in datasets)
-        asked = WindowsQuery(sources, scopes, starts)
-        document = parse(asked.text)
-        assert validate(schema, document) == []
-        (operation,) = document.definitions
-        assert isinstance(operation, OperationDefinitionNode)
-        declared = operation.variable_definitions or ()
-        values = get_variable_values(schema, declared, asked.variables)
-        assert not isinstance(values, list), values
-        assert {each.variable.name.value for each in declared} == set(asked.variables)
+        for asked in (WindowsQuery(sources, scopes, starts), WindowsQuery(sources, scopes, starts, "a" * 32)):
+            document = parse(asked.text)
+            assert validate(schema, document) == []
+            (operation,) = document.definitions
+            assert isinstance(operation, OperationDefinitionNode)
+            declared = operation.variable_definitions or ()
+            values = get_variable_values(schema, declared, asked.variables)
+            assert not isinstance(values, list), values
+            assert {each.variable.name.value for each in declared} == set(asked.variables)
 
 
 def test_rows_are_grouped_by_the_labels_and_filtered_by_the_conditions() -> None:
@@ -111,6 +115,13 @@ def test_without_a_time_dimension_rows_are_ordered_by_the_first_label() -> None:
     assert "dimensions { scriptName status }" in query(300, 1, WORKERS).text
     assert "orderBy" not in query(300, 1, WORKERS_TOTAL).text
     assert "dimensions" not in query(300, 1, WORKERS_TOTAL).text
+
+
+def test_zones_can_be_asked_for_through_their_account() -> None:
+    asked = replace(query(300), account="a" * 32)
+    head = "viewer { accounts(filter: { accountTag: $account }) { zones(filter: { zoneTag_in: $zones }) { zoneTag r0: "
+    assert head in asked.text
+    assert asked.variables == query(300).variables | {"account": "a" * 32}
 
 
 def test_an_account_is_asked_for_alone() -> None:

@@ -16,7 +16,8 @@ from worker.cloudflare import ApiFailure, ErrorKind
 from worker.cloudflare.catalogue import ScopeKind, shipped
 from worker.cloudflare.client import CloudflareClient
 from worker.cloudflare.entitlements import Entitlement, Entitlements, Narrowed, entitled
-from worker.cloudflare.quota import Api, Quota
+from worker.cloudflare.quota import Api, Quota, RateLimitType
+from worker.cloudflare.scope import Account, Scope, Zone
 from worker.cloudflare.settings_node import RETRIES_PER_GROUP, SettingsQuery, read_entitlements
 from worker.simulator.api import ACCEPTED_BEARER, SimulatedApi
 from worker.simulator.fleet import Fleet
@@ -41,24 +42,35 @@ ENTITLED = Entitlement(
 )
 
 
+def account_of(zone_tag: str) -> str:
+    """Of the zones with an odd number one account's, of those with an even one another's."""
+    return tag(0xACC0 + int(zone_tag, 16) % 2)
+
+
 class Cloudflare:
     """Answers settings queries; `refuse` says which of them it does not answer, by their zones or account and nodes."""
 
     def __init__(self, refuse: Callable[[Sequence[str], Sequence[str]], httpx.Response | None] | None = None) -> None:
         self.asked: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+        self.accounts: list[str] = []
         self.settings: Any = OPEN
         self.quota = Quota(ManualClock(), graphql=10_000, total=10_000)
         self._refuse = refuse or (lambda _tags, _nodes: None)
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
         body = msgspec.json.decode(request.content)
-        tags = body["variables"]["tags"]
-        kind = "account" if isinstance(tags, str) else "zone"
-        tags = [tags] if isinstance(tags, str) else tags
+        account = body["variables"].get("account")
+        kind = "zone" if "zones" in body["variables"] else "account"
+        tags = body["variables"].get("zones", [account])
         nodes = [word for word in body["query"].split() if word.startswith("node")]
         self.asked.append((tuple(tags), tuple(nodes)))
         scopes = [{f"{kind}Tag": each, "settings": dict.fromkeys(nodes, self.settings)} for each in reversed(tags)]
-        answer = {"data": {"cost": 2, "viewer": {"budget": 9_000, f"{kind}s": scopes}}, "errors": None}
+        viewer: dict[str, Any] = {f"{kind}s": scopes}
+        if kind == "zone" and account:
+            self.accounts.append(account)
+            owned = [each for each in scopes if account_of(each["zoneTag"]) == account]
+            viewer = {"accounts": [{"zones": owned}]}
+        answer = {"data": {"cost": 2, "viewer": {"budget": 9_000, **viewer}}, "errors": None}
         return self._refuse(tags, nodes) or httpx.Response(200, json=answer)
 
     async def read(
@@ -67,7 +79,8 @@ class Cloudflare:
         client = CloudflareClient(
             api_url=API_URL, token=TOKEN, clock=ManualClock(), quota=self.quota, transport=Network(self)
         )
-        found = await read_entitlements(client, kind, tags, nodes)
+        scopes = [Account(each) if kind is ScopeKind.ACCOUNT else Zone(each, each, account_of(each)) for each in tags]
+        found = await read_entitlements(client, scopes, nodes)
         assert list(found) == list(tags)
         assert all(list(each) == list(nodes) or set(each) == set(nodes) for each in found.values())
         return found
@@ -81,7 +94,7 @@ def test_queries_for_all_nodes_of_the_catalogue_are_valid_for_cloudflares_schema
     text = SCHEMA.read_text().replace('  """"""\n', "") + "\n"
     ends = {name: text.index("\n}\n", text.index(f"\ntype {name} {{\n")) for name in wanted}
     types = {name: text[text.index(f"\ntype {name} {{\n") : end] + "\n}\n" for name, end in ends.items()}
-    kept = {"zone": ("zoneTag", "settings"), "account": ("accountTag", "settings")}
+    kept = {"zone": ("zoneTag", "settings"), "account": ("accountTag", "settings", "zones(")}
     for name, fields in kept.items():
         lines = [line for line in types[name].splitlines() if line.strip().startswith(fields)]
         types[name] = f"\ntype {name} {{\n" + "\n".join(lines) + "\n}\n"
@@ -97,6 +110,7 @@ def test_queries_for_all_nodes_of_the_catalogue_are_valid_for_cloudflares_schema
         nodes = {grain.node for dataset in shipped().values() if dataset.scope is kind for grain in dataset.grains}
         text = SettingsQuery(kind, (tag(1),), tuple(nodes)).text
         assert validate(schema, parse(text)) == []
+        assert validate(schema, parse(SettingsQuery(kind, (tag(1),), tuple(nodes), tag(2)).text)) == []
         assert validate(schema, parse(text.replace(min(nodes), "noSuchNode"))) != []
 
 
@@ -170,6 +184,32 @@ async def test_a_zone_that_an_error_names_costs_two_queries_more() -> None:
     assert [len(tags) for tags, _ in cloudflare.asked] == [10, 9, 1]
 
 
+async def test_where_accounts_are_counted_zones_are_asked_for_through_their_own() -> None:
+    cloudflare = Cloudflare()
+    cloudflare.quota = Quota(ManualClock(), graphql=100, rate_limit_type=RateLimitType.ACCOUNT)
+    zones = [tag(number) for number in range(24)]
+    assert await cloudflare.read(zones, NODES[:1]) == {each: {"node0": ENTITLED} for each in zones}
+    assert [(account, len(tags)) for account, (tags, _) in zip(cloudflare.accounts, cloudflare.asked, strict=True)] == [
+        (tag(0xACC0), 10),
+        (tag(0xACC0), 2),
+        (tag(0xACC1), 10),
+        (tag(0xACC1), 2),
+    ]
+    assert cloudflare.quota.remaining(Api.GRAPHQL) == 98
+
+
+async def test_an_account_that_an_error_names_is_not_looked_for_among_its_zones() -> None:
+    def refuse(tags: Sequence[str], _nodes: Sequence[str]) -> httpx.Response | None:
+        text = f"account {tag(0xACC0)} is not authorized"
+        return refusal(error(text, code="authz")) if account_of(tags[0]) == tag(0xACC0) else None
+
+    cloudflare = Cloudflare(refuse)
+    cloudflare.quota = Quota(ManualClock(), rate_limit_type=RateLimitType.ACCOUNT)
+    found = await cloudflare.read([tag(number) for number in range(20)], NODES)
+    assert len(cloudflare.asked) == 4
+    assert [isinstance(each["node0"], ApiFailure) for each in found.values()] == [True, False] * 10
+
+
 async def test_single_queries_without_an_answer_are_no_reason_to_stop() -> None:
     cloudflare = Cloudflare(lambda tags, _nodes: httpx.Response(502) if int(tags[0], 16) % 20 else None)
     found = await cloudflare.read([tag(number) for number in range(100)], NODES[:1])
@@ -232,29 +272,36 @@ async def test_no_answer_whatsoever_leaves_a_zone_without_an_outcome(answer: Any
 
     for refuse in (with_a_viewer, lambda _tags, _nodes: httpx.Response(200, json=answer)):
         await Cloudflare(refuse).read([tag(1), tag(2)], NODES[:2])
+    of_account = {"data": {"viewer": {"accounts": [answer, {"zones": answer}, {"zones": [answer]}]}}}
+    cloudflare = Cloudflare(lambda _tags, _nodes: httpx.Response(200, json=of_account))
+    cloudflare.quota = Quota(ManualClock(), rate_limit_type=RateLimitType.ACCOUNT)
+    await cloudflare.read([tag(1), tag(2)], NODES[:2])
 
 
-async def test_the_simulated_api_says_what_its_zones_and_accounts_are_entitled_to() -> None:
+@pytest.mark.parametrize("rate_limit_type", RateLimitType)
+async def test_the_simulated_api_says_what_its_zones_and_accounts_are_entitled_to(
+    rate_limit_type: RateLimitType,
+) -> None:
     clock = ManualClock()
     fleet = Fleet(1, zones=3)
     client = CloudflareClient(
         api_url="http://api.test/client/v4",
         token=ACCEPTED_BEARER,
         clock=clock,
-        quota=Quota(clock),
+        quota=Quota(clock, rate_limit_type=rate_limit_type),
         transport=httpx.ASGITransport(SimulatedApi(fleet, clock)),
     )
-    tags_of = {
-        ScopeKind.ZONE: [zone.tag for zone in fleet.zones],
-        ScopeKind.ACCOUNT: [account.tag for account in fleet.accounts],
+    scopes_of: dict[ScopeKind, list[Scope]] = {
+        ScopeKind.ZONE: [Zone(zone.tag, zone.name, zone.account.tag) for zone in fleet.zones],
+        ScopeKind.ACCOUNT: [Account(account.tag) for account in fleet.accounts],
     }
     enabled = set()
-    for kind, tags in tags_of.items():
+    for kind, scopes in scopes_of.items():
         datasets = [dataset for dataset in shipped().values() if dataset.scope is kind]
         nodes = {dataset.grain(3600).node for dataset in datasets}
-        found = await read_entitlements(client, kind, tags, sorted(nodes))
-        for tag_of_scope, dataset in product(tags, datasets):
-            known = found[tag_of_scope][dataset.grain(3600).node]
+        found = await read_entitlements(client, scopes, sorted(nodes))
+        for scope, dataset in product(scopes, datasets):
+            known = found[scope.tag][dataset.grain(3600).node]
             assert isinstance(known, Entitlement)
             enabled.add(known.enabled)
             # Its lists name everything that it has, so that only the plan denies a dataset.

@@ -193,6 +193,51 @@ async def test_the_request_after_the_general_quota_is_refused_everywhere() -> No
         assert refused.headers["Retry-After"] == "300"
 
 
+ACCOUNT_BASED = {"X-Rate-Limit-Type": "account-based"}
+
+
+async def test_where_accounts_are_counted_a_list_of_zones_is_refused_outside_of_an_account() -> None:
+    client = client_of()
+    client.http.headers.update(ACCOUNT_BASED)
+    listed = 'zones(filter: {zoneTag_in: ["%s"]}) { zoneTag }' % BUSY  # noqa: UP031 - braces are GraphQL's
+    for zones in (listed, "zones { zoneTag }", 'zones(filter: {zoneTag_gt: "0"}) { zoneTag }'):
+        refused = await client.post(f"{{ viewer {{ {zones} }} }}")
+        assert refused.status_code == 400
+        assert refused.json()["errors"][0]["path"] == ["viewer", "zones"]
+        assert "nested in an accounts block" in refused.json()["errors"][0]["message"]
+    owner = next(zone.account.tag for zone in FLEET.zones if zone.tag == BUSY)
+    nested = await client.post(f'{{ viewer {{ accounts(filter: {{accountTag: "{owner}"}}) {{ {listed} }} }} }}')
+    assert nested.json()["data"]["viewer"]["accounts"] == [{"zones": [{"zoneTag": BUSY}]}]
+    single = await client.post(f'{{ viewer {{ zones(filter: {{zoneTag: "{BUSY}"}}) {{ zoneTag }} }} }}')
+    assert single.json()["data"]["viewer"]["zones"] == [{"zoneTag": BUSY}]
+
+
+async def test_where_accounts_are_counted_each_account_and_each_zone_has_its_own_quota() -> None:
+    client = client_of(quota=QuotaLimits(graphql_requests=2))
+    client.http.headers.update(ACCOUNT_BASED)
+
+    async def budget(of: str) -> Any:
+        answer = (await client.post(f"{{ viewer {{ budget {of} }} }}")).json()
+        return answer["data"]["viewer"]["budget"] if answer["data"] else answer["errors"][0]
+
+    def account(tag: str) -> str:
+        return f'accounts(filter: {{accountTag: "{tag}"}}) {{ accountTag }}'
+
+    one, other = (each.tag for each in FLEET.accounts)
+    zone = f'zones(filter: {{zoneTag: "{BUSY}"}}) {{ zoneTag }}'
+    assert [await budget(account(one)) for _ in range(2)] == [1, 0]
+    refused = await budget(account(one))
+    assert refused["message"] == f"Account {one} has exceeded its rate limit"
+    assert refused["extensions"]["code"] == "budget"
+    assert [await budget(account(other)), await budget(zone), await budget(zone)] == [1, 1, 0]
+    assert (await budget(zone))["message"] == f"Zone {BUSY} has exceeded its rate limit"
+    await client.clock.advance(300)
+    assert await budget(account(one)) == 1
+    # Without the header, the token is what is counted, and nothing of this was counted against it.
+    del client.http.headers["X-Rate-Limit-Type"]
+    assert await budget(account(one)) == 1
+
+
 async def test_the_budget_that_is_left_can_be_asked_for(client: Client) -> None:
     await client.post("{ cost }")
     assert (await client.post("{ cost viewer { budget } }")).json()["data"] == {"cost": 1, "viewer": {"budget": 298}}

@@ -32,6 +32,7 @@ from worker.cloudflare import (
     Scope,
     ScopeAnswer,
     ScopeKind,
+    counted_by,
 )
 from worker.config import CloudflareSettings
 from worker.discovery import Discovery
@@ -202,14 +203,15 @@ class Collector:
 
     async def _ask_all(self, queries: Sequence[Query], stopping: asyncio.Event) -> bool:
         """Ask some at a time, and leave the rest once several had no answer; tell whether any had one."""
-        todo = iter(queries)
+        todo = list(queries)
         unanswered: list[Query] = []
         silent: list[Query] = []
         answered = 0
 
         async def ask_in_turn() -> None:
             nonlocal answered
-            while len(unanswered) < _QUERIES_WITHOUT_ANSWER and not stopping.is_set() and (query := next(todo, None)):
+            while len(unanswered) < _QUERIES_WITHOUT_ANSWER and not stopping.is_set() and todo:
+                query = todo.pop(self._first_that_need_not_wait(todo))
                 match await self._ask(query):
                     case _Outcome.ANSWERED:
                         answered += 1
@@ -227,6 +229,18 @@ class Collector:
         for query in silent:
             self._note_no_answer(query, alone=bool(answered) and len(query.scopes) == 1)
         return answered > 0
+
+    def _first_that_need_not_wait(self, queries: Sequence[Query]) -> int:
+        """The position of the query to ask next: one account whose quota is used up does not hold up the others."""
+        quota = self._api.quota
+        if quota.rate_limit_type is RateLimitType.TOKEN:
+            return 0
+        ready = (
+            position
+            for position, query in enumerate(queries)
+            if quota.has_place(counted_by(query.scopes[0]), self._priority(query))
+        )
+        return next(ready, 0)
 
     def _note_no_answer(self, query: Query, *, alone: bool) -> None:
         """Cloudflare had no answer to this query; `alone`: to one scope's, while it had some for others."""

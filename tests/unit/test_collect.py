@@ -29,6 +29,7 @@ from worker.cloudflare import (
     Narrowed,
     Priority,
     Quota,
+    RateLimitType,
     Samples,
     Scope,
     ScopeAnswer,
@@ -344,6 +345,16 @@ async def test_many_windows_and_ten_zones_travel_in_one_query(scene: Scene) -> N
     await scene.collect()
     assert [len(asked.tags) for asked in scene.api.asked] == [10, 10, 3]
     assert {tuple(asked.starts) for asked in scene.api.asked} == {tuple(due(scene))}
+
+
+async def test_an_account_whose_quota_is_used_up_holds_up_no_other(scene: Scene) -> None:
+    quota = Quota(scene.clock, graphql=1, rate_limit_type=RateLimitType.ACCOUNT)
+    scene.api.quota = quota
+    first, second = (Zone(f"{number:032x}", f"zone{number}", owner * 32) for number, owner in ((1, "a"), (2, "b")))
+    scene.api.zones = [first, second]
+    assert isinstance(await quota.acquire(Api.GRAPHQL, account=first.account_tag), Lease)
+    await scene.collect()
+    assert [asked.tags for asked in scene.api.asked[:2]] == [(second.tag,), (first.tag,)]
 
 
 async def test_a_query_asks_for_no_more_windows_than_it_may(tmp_path: Path) -> None:

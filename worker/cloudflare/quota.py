@@ -305,6 +305,12 @@ class Quota:
         free = min(self.limit(api), *(budget.all.free(now) for budget in budgets))
         return 0 if self.paused_seconds(api) else max(0, free)
 
+    def has_place(self, account: str, priority: Priority = Priority.LIVE) -> bool:
+        """Whether a GraphQL query of this priority about this account could be sent now, without waiting."""
+        now = self._clock.monotonic()
+        places = (each for budget in (self._of(account), self._total) for each in budget.places(priority))
+        return not any(each.wait_seconds(now) for each in places)
+
     def _of(self, account: str) -> _Budget:
         """The budget of GraphQL queries that an account's are counted against."""
         key = account if self.rate_limit_type is RateLimitType.ACCOUNT else ""

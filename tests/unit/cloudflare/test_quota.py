@@ -369,8 +369,10 @@ async def test_each_account_has_places_of_its_own_where_accounts_are_counted() -
     quota = Quota(clock, graphql=2, total=5, rate_limit_type=RateLimitType.ACCOUNT)
     quota.remember(Api.GRAPHQL, [299.0])
     for account in ("a", "b"):
+        assert quota.has_place(account)
         with await lease(quota, Api.GRAPHQL, account=account):
             pass
+        assert not quota.has_place(account)
     assert quota.remaining(Api.GRAPHQL) == 0
     second = asyncio.create_task(quota.acquire(Api.GRAPHQL, account="a"))
     await clock.advance(2)

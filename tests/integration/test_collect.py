@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from tests.clocks import JumpingClock
 from worker.buckets import final_window_starts
-from worker.cloudflare import CloudflareApi, shipped
+from worker.cloudflare import CloudflareApi, Quota, RateLimitType, shipped
 from worker.collect import LOOP, Collector
 from worker.config import CloudflareSettings
 from worker.health import Health, TokenState
@@ -103,7 +103,8 @@ def a_scene(tmp_path: Path) -> MakeScene:
             ledger = Ledger.open(tmp_path / "ledger.db")
             health = Health(clock)
             health.expect(LOOP, allowance_seconds=1860, liveness_seconds=960)
-            api = CloudflareApi(api_url=api_url, token=ACCEPTED_BEARER, clock=clock)
+            counting = Quota(clock, rate_limit_type=RateLimitType(settings.rate_limit_type))
+            api = CloudflareApi(api_url=api_url, token=ACCEPTED_BEARER, clock=clock, quota=counting)
             collector = Collector(
                 settings,
                 datasets=[shipped()["http_requests"]],
@@ -130,6 +131,17 @@ async def test_everything_that_is_due_is_captured_with_few_queries(width: int, a
         assert await scene.lacking() == {}
         # Twelve zones are two groups, of sixty windows at a time; and what each of them is entitled to.
         assert scene.simulated.stats.requests["graphql"] == 2 * -(-len(scene.due()) // 60) + 2
+
+
+async def test_where_accounts_are_counted_everything_that_is_due_is_captured_through_them(a_scene: MakeScene) -> None:
+    async with a_scene(bucket_seconds=HOUR, rate_limit_type="account", zones=22) as scene:
+        assert await scene.next_pass()
+        assert await scene.lacking() == {}
+        # Two accounts of eleven zones are two groups each; and what their zones are entitled to.
+        assert scene.simulated.stats.requests["graphql"] == 4 + 4
+        assert scene.simulated.stats.statuses.keys() == {200}
+        asked = [each for query in scene.simulated.stats.queries for each in query.asked]
+        assert {each.path for each in asked} == {("viewer", "accounts", "0", "zones")}
 
 
 @pytest.mark.parametrize("kind", [RefusalKind.UNABLE, RefusalKind.INTERNAL, RefusalKind.TOO_BUSY])

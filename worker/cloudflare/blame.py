@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from worker.cloudflare.catalogue import ScopeKind
 from worker.cloudflare.errors import ApiFailure, ErrorKind
 from worker.cloudflare.part import Pair, Part
 from worker.cloudflare.query import Source, alias
@@ -41,6 +42,7 @@ def blame(part: Part, failure: ApiFailure) -> Blame:
     if not sources:
         sources = part.sources
         is_of_scope = failure.kind in _SCOPE_KINDS and bool(failure.zone_tags or failure.account_tags)
+        is_of_scope |= _denies_their_account(part, failure)
         sure_of_sources = len(sources) == 1 or is_of_scope
     elif len(sources) > 1:
         # A node that the plan lacks is lacking for all datasets that are made of it.
@@ -69,12 +71,20 @@ def _asks_for(source: Source, field: str) -> bool:
     return field.lower() in dimensions or bool(source.dataset.fields_named(field))
 
 
+def _denies_their_account(part: Part, failure: ApiFailure) -> bool:
+    """Whether zones were asked for through an account that the token may not read, none of them and no dataset."""
+    is_zones = part.sources[0].dataset.scope is ScopeKind.ZONE
+    return is_zones and failure.kind is ErrorKind.AUTH_SCOPE and failure.is_of_account
+
+
 def _scopes(part: Part, failure: ApiFailure) -> tuple[Sequence[Scope], bool]:
     """The scopes that the error may be about, and whether that is certain."""
     tags = {*failure.zone_tags, *failure.account_tags}
     named = [scope for scope in part.scopes if scope.tag in tags or scope.account_tag in tags]
     if named or len(part.scopes) == 1:
         return named or part.scopes, True
+    if _denies_their_account(part, failure):
+        return part.scopes, True
     index = failure.zone_index
     if index is not None and index < len(part.scopes):
         return [part.scopes[index]], False

@@ -69,6 +69,7 @@ class ApiFailure:
     zone_tags:           the zones that the message itself names.
     account_tags:        the accounts that it names.
     zone_index:          the position among the query's zones that the error's path points to.
+    is_of_account:       whether the error's path ends at the account, short of its zones and nodes.
     node:                the last name in the error's path: an alias of the query's, or the node itself.
     field:               the field that a plan denies.
     bound_seconds:       how far back (RETENTION) or how wide (WINDOW) a query may go.
@@ -81,6 +82,7 @@ class ApiFailure:
     zone_tags: tuple[str, ...] = ()
     account_tags: tuple[str, ...] = ()
     zone_index: int | None = None
+    is_of_account: bool = False
     node: str | None = None
     field: str | None = None
     bound_seconds: int | None = None
@@ -211,6 +213,7 @@ def _classified(http_status: int, error: _Error, retry_after: float | None) -> A
         zone_tags=_tags(_ZONE_LIST, text),
         account_tags=_tags(_ACCOUNT_LIST, text),
         zone_index=_zone_index(error.path),
+        is_of_account=isinstance(error.path, list) and "accounts" in error.path[-2:],
         node=_node(error.path),
         field=field[1] if field else None,
         bound_seconds=duration_seconds(bound[1]) if bound else None,

@@ -80,7 +80,7 @@ class SettingsQuery:
         if blamed and others:
             return [replace(self, tags=others), replace(self, tags=blamed)]
         if failure.kind is ErrorKind.AUTH_SCOPE:  # about a zone or an account as such, and never about a node
-            if self.account in named:
+            if self.account in named or failure.is_of_account:
                 return []
             return [replace(self, tags=half) for half in _halves(self.tags)]
         return [replace(self, nodes=half) for half in _halves(self.nodes)]

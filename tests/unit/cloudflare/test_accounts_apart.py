@@ -83,6 +83,20 @@ async def test_the_position_of_a_zone_within_its_account_tells_which_one_is_deni
     assert len(fake.asked) == 4
 
 
+async def test_an_account_that_the_token_may_not_read_costs_a_query_for_ten_of_its_zones() -> None:
+    path = ["viewer", "accounts"]
+    fake = FakeCloudflare(
+        refuse=lambda asked: (
+            refusal(error("not authorized for that account", code="authz", path=path), status=403)
+            if asked.account == ONE
+            else None
+        )
+    )
+    denied = {each.tag for each in ZONES if each.account_tag == ONE}
+    assert await failures(api_of(fake), ZONES) == dict.fromkeys(denied, ErrorKind.AUTH_SCOPE)
+    assert len(fake.asked) == 3
+
+
 async def test_an_account_whose_quota_is_used_up_pauses_alone_and_for_all_of_its_zones() -> None:
     text = f"Account {ONE} has exceeded its rate limit. Please try again after 5 minutes."
     fake = FakeCloudflare(refuse=lambda asked: refusal(error(text, code="budget")) if asked.account == ONE else None)

@@ -198,10 +198,15 @@ async def test_where_accounts_are_counted_zones_are_asked_for_through_their_own(
     assert cloudflare.quota.remaining(Api.GRAPHQL) == 98
 
 
-async def test_an_account_that_an_error_names_is_not_looked_for_among_its_zones() -> None:
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [(f"account {tag(0xACC0)} is not authorized", None), ("not authorized for that account", ["viewer", "accounts"])],
+)
+async def test_an_account_that_may_not_be_read_is_not_looked_for_among_its_zones(
+    text: str, path: list[str] | None
+) -> None:
     def refuse(tags: Sequence[str], _nodes: Sequence[str]) -> httpx.Response | None:
-        text = f"account {tag(0xACC0)} is not authorized"
-        return refusal(error(text, code="authz")) if account_of(tags[0]) == tag(0xACC0) else None
+        return refusal(error(text, code="authz", path=path)) if account_of(tags[0]) == tag(0xACC0) else None
 
     cloudflare = Cloudflare(refuse)
     cloudflare.quota = Quota(ManualClock(), rate_limit_type=RateLimitType.ACCOUNT)

@@ -368,6 +368,9 @@ class Collector:
             reason = HoleReason.DENIED
             self._discovery.note_denial(failed.scope.tag)
             hold_seconds = failure.retry_after_seconds or _DENIED_HOLD_SECONDS
+        elif failure.kind is ErrorKind.REFUSED:
+            # It may be about a field that is in the schema no more; then the settings do not list it either.
+            self._discovery.note_denial(failed.scope.tag)
         elif failure.kind is ErrorKind.RETENTION and (expired := self._expired(failed)):
             reason = HoleReason.EXPIRED
             starts = expired

@@ -17,7 +17,7 @@ from worker.observe import get_logger
 # Plans change rarely, and Cloudflare tells a change by a denial at once.
 REFRESH_SECONDS = 86_400.0
 AGAIN_SECONDS = 3600.0
-"""After a denial that the last look did not foresee, or a look that failed."""
+"""After a denial or a refusal that the last look did not foresee, or a look that failed."""
 # Groups of ten zones, or single accounts, in a step: as many as are sent at once to hide the latency.
 _GROUPS_AT_ONCE = 4
 
@@ -47,7 +47,7 @@ class Discovery:
         return tag in self._due_at
 
     def note_denial(self, tag: str) -> None:
-        """Cloudflare denied something that was asked for: look again soon."""
+        """Cloudflare denied something that was asked for, or does not know it any more: look again soon."""
         soon = self._clock.monotonic() + AGAIN_SECONDS
         self._due_at[tag] = min(soon, self._due_at.get(tag, soon))
 

@@ -33,7 +33,7 @@ from worker.simulator.refusals import RefusalKind
 
 NOW = 1_750_032_900.0  # 2025-06-16T00:15:00Z
 
-REPLAY_HOURS = 60
+REPLAY_HOURS = 48
 
 # Rollups with maps, labels with and without a top, states, and both kinds of scopes.
 DATASETS = (
@@ -185,7 +185,7 @@ async def test_no_bucket_is_wrong_and_what_returns_is_caught_up(
         replay_hours=REPLAY_HOURS,
     ) as scene:
         chaos = Chaos(seed, fleet, datasets, lambda: scene.clock.now() - ahead_seconds)
-        while scene.clock.now() < NOW + 24 * HOUR:
+        while scene.clock.now() < NOW + 12 * HOUR:
             scene.simulated.faults.add(*chaos.faults())
             await scene.next_pass(chaos.pause_seconds())
         await is_all_true(scene, chaos)
@@ -234,3 +234,35 @@ async def has_everything_or_a_reason(scene: Collected) -> None:
             f"{dataset.name} of {tag} lacks {len(lost)} windows: {reasons.get((dataset.name, tag, min(lost)))}"
         )
         assert not {start for start in captured if (dataset.name, tag, start) in reasons}
+
+
+async def test_a_field_that_is_gone_costs_its_metric_and_not_the_dataset(tmp_path: Path) -> None:
+    dataset = shipped()["http_cache_status"]
+    fleet = Fleet(zones=3, plans=(Plan.ENTERPRISE,), profiles=4)
+    gone = next(total for total in dataset.totals if total.field == "sum_edgeResponseBytes")
+    async with collected(tmp_path, lambda clock: SimulatedApi(fleet, clock), [dataset], now=NOW) as scene:
+        assert await scene.next_pass(0)
+        scene.simulated.faults.add(FieldRemoved(node=dataset.grain(HOUR).node, field=gone.field))
+        assert not await scene.next_pass(HOUR)
+        # The settings, which do not list it any more, are read again within the hour.
+        assert [await scene.next_pass(HOUR / 2) for _ in range(3)][-1]
+        for zone in fleet.zones:
+            windows = await scene.windows(dataset, zone.tag)
+            newest = max(windows)
+            left = dataset.without({gone.field})
+            assert windows[newest] == scene.truth(left, zone.tag, newest, HOUR)
+            assert set(range(min(windows), newest, HOUR)) <= windows.keys()
+
+
+async def test_a_number_that_no_float64_holds_is_the_nearest_one(tmp_path: Path) -> None:
+    dataset = shipped()["http_requests"]
+    fleet = Fleet(zones=1, plans=(Plan.ENTERPRISE,), profiles=4)
+    async with collected(
+        tmp_path, lambda clock: SimulatedApi(fleet, clock), [dataset], now=NOW, replay_hours=3
+    ) as scene:
+        scene.simulated.faults.add(OddRows(how=Oddity.HUGE))
+        assert await scene.next_pass(0)
+        tag = fleet.zones[0].tag
+        for start, samples in (await scene.windows(dataset, tag)).items():
+            truth = scene.truth(dataset, tag, start, HOUR)
+            assert [samples[series] for series in truth if samples[series] != truth[series]] == [2.0**53]

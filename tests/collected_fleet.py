@@ -77,7 +77,8 @@ class Collected:
     api: CloudflareApi
     collector: Collector
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    _series: dict[int, tuple[Series, str]] = field(default_factory=dict)
+    _series: dict[int, Series] = field(default_factory=dict)
+    _owners: dict[int, str] = field(default_factory=dict)
 
     async def next_pass(self, pause_seconds: float) -> bool:
         self.clock.set(self.clock.now() + pause_seconds)
@@ -95,7 +96,7 @@ class Collected:
 
     async def windows(self, dataset: Dataset, tag: str) -> Windows:
         """What was captured of a dataset and scope."""
-        return await self.ledger.read(captured_windows, dataset.name, tag, self._series)
+        return await self.ledger.read(captured_windows, dataset.name, tag, self._series, self._owners)
 
     async def reasons(self) -> dict[tuple[str, str, int], str]:
         """Why windows have no bucket."""
@@ -167,24 +168,27 @@ def _cuttable(app: ASGIApp) -> ASGIApp:
     return application
 
 
-def captured_windows(session: Any, dataset: str, tag: str, known: dict[int, tuple[Series, str]]) -> Windows:
-    """The buckets of a dataset and scope; `known` are series by number, and is completed."""
+def captured_windows(
+    session: Any, dataset: str, tag: str, series: dict[int, Series], owners: dict[int, str]
+) -> Windows:
+    """The buckets of a dataset and scope; the series known by their number, and whose they are, are completed."""
     run = session._connection.execute
-    newest = (max(known, default=0),)
-    known |= {number: series_of(parse_label_block(labels)) for number, labels in run(_NEW_SERIES, newest)}
+    for number, labels in run(_NEW_SERIES, (max(series, default=0),)):
+        series[number], owners[number] = series_of(parse_label_block(labels))
     windows: Windows = {}
-    for start, ids, values in run(_BUCKETS, (dataset, tag)):
-        series = [known[number] for number in array("I", ids)]
-        assert {owner for _, owner in series} <= {tag}, "a sample of another scope"
-        windows[start] = dict(zip((each for each, _ in series), array("d", values), strict=True))
-        assert len(windows[start]) == len(series), "a series twice"
+    for start, packed, values in run(_BUCKETS, (dataset, tag)):
+        ids = array("I", packed)
+        assert set(map(owners.__getitem__, ids)) <= {tag}, "a sample of another scope"
+        windows[start] = dict(zip(map(series.__getitem__, ids), array("d", values), strict=True))
+        assert len(windows[start]) == len(ids), "a series twice"
     return windows
 
 
 _NEW_SERIES = "SELECT id, labels FROM series WHERE id > ?"
+# By the index of (dataset, scope), which a join would not use.
 _BUCKETS = (
-    "SELECT start, series_ids, sample_values FROM bucket JOIN dataset ON dataset.id = dataset_id"
-    " JOIN scope ON scope.id = scope_id WHERE dataset.name = ? AND tag = ? ORDER BY start"
+    "SELECT start, series_ids, sample_values FROM bucket WHERE dataset_id = (SELECT id FROM dataset WHERE name = ?)"
+    " AND scope_id = (SELECT id FROM scope WHERE tag = ?) ORDER BY start"
 )
 
 
@@ -317,7 +321,7 @@ async def compared(scene: Collected, since: int, until: int, *, every: int = 1) 
         # The node of the windows, and not that of days, where those are different ones.
         by_day = replace(left, grains=(replace(left.grain(width_seconds), width_seconds=DAY),))
         for day in range(since, until, DAY):
-            captured = sums(left, [windows[start] for start in windows if day <= start < day + DAY])
+            captured = sums(left, [samples for start, samples in windows.items() if day <= start < day + DAY])
             expected = sums(left, [scene.truth(by_day, tag, day, DAY)])
             verdict.wrong += [
                 f"{about}: {name} of {day} is {captured[name]}, not {expected[name]}"

@@ -26,7 +26,7 @@ from typing import assert_never
 from worker.buckets import Batch
 from worker.clock import Clock
 from worker.deliver import Interrupted, Request
-from worker.remote_write import Accepted, Later, Refused, halves, spread
+from worker.remote_write import Accepted, Later, Refused, alone, halves, spread
 
 # Prometheus, Mimir, Cortex and Thanos take a new series' sample that is up to an hour older than the newest one they
 # have (half of the two hours of a block); windows within it are never taken to be refused for their age.
@@ -61,7 +61,7 @@ _NEVER_THE_SAMPLE = frozenset({502, 503, 504})
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The receiver has all samples of these buckets, or parts of buckets."""
+    """The receiver has all samples of these buckets, or parts of buckets; which series they are of may be left out."""
 
     batch: Batch
 
@@ -161,6 +161,7 @@ class Isolation:
         """What becomes of each sample of a request on which the receiver gave this verdict as a whole."""
         async for decision in self._suspect(request, verdict):
             yield decision
+        del request  # a search may last for hours, with one sample of it left in doubt
         while (self._suspects or self._doubtful) and self.interrupted is None:
             async for decision in self._try_suspects():
                 yield decision
@@ -196,7 +197,8 @@ class Isolation:
             case Refused() if request.sample_count == 1 or not verdict.is_about_content:
                 yield self._declined(batch, verdict)
             case Later() if request.sample_count == 1:
-                self._doubtful.append(_Doubt(request, verdict, self._clock.monotonic(), self._accepted_requests()))
+                single = self._request(alone(batch))
+                self._doubtful.append(_Doubt(single, verdict, self._clock.monotonic(), self._accepted_requests()))
             case Refused() if self._may_be_too_old(batch):
                 async for decision in self._try_some(batch, verdict):
                     yield decision
@@ -400,13 +402,13 @@ class Isolation:
 
     def _taken(self, request: Request) -> Taken:
         if self._control is None or request.sample_count < self._control.sample_count:
-            self._control = request
-        return Taken(request.batch)
+            self._control = self._request(alone(request.batch))
+        return Taken(Batch(request.batch.buckets, {}))
 
     def _declined(self, batch: Batch, verdict: Refused | Later, note: str = "") -> Declined:
         self.declined_samples += batch.sample_count
         text = verdict.text if isinstance(verdict, Refused) else verdict.reason
-        return Declined(batch, verdict.status, text + note)
+        return Declined(Batch(batch.buckets, {}), verdict.status, text + note)
 
     def _may_be_too_old(self, batch: Batch) -> bool:
         timestamps_ms = {bucket.timestamp_ms for bucket in batch.buckets}

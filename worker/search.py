@@ -60,7 +60,9 @@ class Search:
         allowance:         requests that searches of this destination may send.
         tried_of_a_window: as in `Isolation`.
         """
-        self.request = request
+        self.bucket_ids = frozenset(request.bucket_ids)
+        self.size_bytes = request.size_bytes
+        self._request: Request | None = request  # until the search begins
         self.verdict = verdict
         self._send_in_lane = send
         self._wanted = wanted
@@ -119,8 +121,12 @@ class Search:
         if self._fails and await self._pause(0):
             self._isolation.interrupted = Interrupted.STOPPING
             return
-        async for decision in self._isolation.decisions(self.request, self.verdict):
-            yield decision
+        if (request := self._request) is not None:
+            self._request = None
+            decisions = self._isolation.decisions(request, self.verdict)
+            del request
+            async for decision in decisions:
+                yield decision
 
     def add(self, request: Request) -> None:
         """Search in this request as well, which holds another piece of the same bucket."""

@@ -1,6 +1,8 @@
 import asyncio
+import gc
 import math
 import random
+import weakref
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
@@ -112,7 +114,9 @@ class Search:
             strict=self.strict,
             clock=self.clock,
         )
-        async for decision in self.isolation.decisions(sized_request(searched), verdict):
+        decisions = self.isolation.decisions(sized_request(searched), verdict)
+        del searched
+        async for decision in decisions:
             match decision:
                 case Taken(batch=part):
                     self.taken.update(samples_of(part))
@@ -337,3 +341,25 @@ async def test_an_interrupted_search_decides_on_nothing_more(at: int, status: in
     assert search.isolation.interrupted is Interrupted.STOPPING
     assert set(search.declined) <= set(bad)
     assert set(search.taken) <= set(search.receiver.stored)
+
+
+async def test_a_search_keeps_of_its_batch_only_what_is_in_doubt() -> None:
+    class Series(dict[int, bytes]):
+        """To see whether somebody has it."""
+
+    made = windows(4, 50)
+    labels = Series(made.series)
+    bad, kept = samples_of(made)[7], weakref.ref(labels)
+    searched = [Batch(made.buckets, labels)]
+    del labels
+    search = Search(Receiver(frozenset([bad]).__contains__, status=500))
+    is_kept: list[bool] = []
+
+    async def rest(_seconds: float) -> bool:
+        gc.collect()
+        is_kept.append(kept() is not None)
+        return True
+
+    search.rest = rest  # type: ignore[method-assign,assignment]
+    await search.run(searched.pop(), Later("whole", Fate.RETRY, 500))
+    assert is_kept == [False]

@@ -1,7 +1,7 @@
-"""Many zones and datasets in one pass of collection: requests, time from the first to the last capture, memory, CPU.
+"""Many zones and datasets in one pass of collection: requests, time of the pass, memory, CPU.
 
     python -m benchmarks.fleets                    1,000 zones x 8 datasets at 5 minutes, with 50 and 100 nodes a query
-    python -m benchmarks.fleets hourly             10,000 zones x 8 datasets at an hour
+    python -m benchmarks.fleets hourly             10,000 zones x 8 datasets at an hour; more than 7 minutes
     python -m benchmarks.fleets month [DAYS]       30 zones on mixed plans, every dataset, for a month: is it the truth?
 
 The simulated Cloudflare is a process of its own, and so is each collector. A collector first catches up with what is

@@ -7,6 +7,7 @@ are collected. Knows nothing of windows.
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import assert_never
 
 from worker.clock import Clock
@@ -18,8 +19,10 @@ from worker.observe import get_logger
 REFRESH_SECONDS = 86_400.0
 AGAIN_SECONDS = 3600.0
 """After a denial or a refusal that the last look did not foresee, or a look that failed."""
-# Groups of ten zones, or single accounts, in a step: as many as are sent at once to hide the latency.
+# Groups of ten zones, or single accounts, that are looked at at once, to hide the latency.
 _GROUPS_AT_ONCE = 4
+# In a step: half a minute at the pace of what can wait (`worker.cloudflare.quota`), which recent windows do not notice.
+_GROUPS_IN_A_STEP = 24
 
 log = get_logger()
 
@@ -57,11 +60,15 @@ class Discovery:
         due = [scope for scope in scopes.values() if self._due_at.get(scope.tag, now) <= now]
         # Zones of an account side by side: where Cloudflare counts accounts, only those share a query.
         due.sort(key=lambda scope: (self.is_known(scope.tag), scope.kind, scope.account_tag, scope.tag))
-        groups = list(_groups(due))[:_GROUPS_AT_ONCE]
-        if groups:
-            async with asyncio.TaskGroup() as tasks:
-                for group in groups:
-                    tasks.create_task(self._look_at(group))
+        groups = islice(_groups(due), _GROUPS_IN_A_STEP)
+
+        async def look_in_turn() -> None:
+            for group in groups:
+                await self._look_at(group)
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(min(_GROUPS_AT_ONCE, len(due))):
+                tasks.create_task(look_in_turn())
         return all(self.is_known(tag) for tag in scopes)
 
     async def _look_at(self, group: Sequence[Scope]) -> None:

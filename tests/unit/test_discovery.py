@@ -66,7 +66,7 @@ class Scene:
 async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     clock = ManualClock(NOW)
     ledger = Ledger.open(tmp_path / "ledger.db")
-    scopes: list[Scope] = [zone(number) for number in range(95)] + [Account(f"{number:032x}") for number in (901, 902)]
+    scopes: list[Scope] = [zone(number) for number in range(295)] + [Account(f"{number:032x}") for number in (901, 902)]
     known = [KnownScope(scope.tag, scope.name, "", "", "") for scope in scopes]
     await ledger.write(record_scopes, known, NOW)
     api = FakeSettings()
@@ -79,12 +79,12 @@ async def test_everybody_is_looked_at_once_in_steps_of_a_few_queries_zones_by_te
     scene: Scene,
 ) -> None:
     assert not await scene.discovery.step(scene.scopes)
-    assert len(scene.api.asked) == 4
+    assert len(scene.api.asked) == 24
     assert sum(map(scene.discovery.is_known, scene.scopes)) < len(scene.scopes)
     await scene.look()
-    assert sorted(map(len, scene.api.asked)) == [1, 1, 5, *[10] * 9]
+    assert sorted(map(len, scene.api.asked)) == [1, 1, 5, *[10] * 29]
     await scene.look()
-    assert len(scene.api.asked) == 12
+    assert len(scene.api.asked) == 32
 
 
 async def test_what_is_denied_is_in_the_ledger_with_its_reason_until_a_look_finds_it_granted(

@@ -289,6 +289,7 @@ def _unbounded(requests: Sequence[Request], expected: Expectation) -> Iterator[s
     """
     families: list[_Family] = []
     family_of: dict[Sample, _Family] = {}
+    taken: set[Sample] = set()
     for request in requests:
         family = family_of.get(next(iter(request.samples), ((), 0)))
         # A part of what was sent before looks for bad samples in it. The same in another version does not.
@@ -296,8 +297,9 @@ def _unbounded(requests: Sequence[Request], expected: Expectation) -> Iterator[s
             family = _Family(frozenset(request.samples))
             families.append(family)
             family_of |= dict.fromkeys(request.samples, family)
-        elif request.samples.keys() < family.samples:
+        elif request.samples.keys() < family.samples and not request.samples.keys() <= taken:  # that is a control
             family.parts.add(request.body)
+        taken.update(request.samples if request.accepted else ())
         family.too_large += request.size_refused
         family.faults += request.fault is not None and not request.accepted
     for family in families:

@@ -307,13 +307,14 @@ class Isolation:
         """One round over what fails alone: try each between rows that the receiver takes, then rest."""
         self._rounds += 1
         is_working = False
-        for _ in range(len(self._doubtful)):
+        for index in range(len(self._doubtful)):
             if self.interrupted is not None:
                 return
             doubt = self._doubtful.pop(0)
             works = self._accepted_requests() > doubt.accepted_requests
-            # What else was accepted does not tell what was not: how many requests fail by chance, the control tells.
-            proven = await self._takes_control() if self._has_control() else works
+            # What else was accepted does not tell what was not: once a round the control tells how much fails anyway.
+            asks = self._has_control() and (index == 0 or not works)
+            proven = await self._takes_control() if asks else works
             if self.interrupted is not None:
                 return
             if proven and self._is_to_blame(doubt):
@@ -345,8 +346,11 @@ class Isolation:
 
         A receiver that sheds load fails requests by chance: as many of them as of the controls.
         """
-        share = self._shed / (self._shed + self._passed) if self._shed else 0.0
-        return max(_LEAST_FAILURES, math.ceil(math.log(_CHANCE) / math.log(share)) if 0.0 < share < 1.0 else 0)
+        if not self._shed:
+            return _LEAST_FAILURES
+        # As if one more had been accepted: where all have failed, nobody knows how few do not.
+        share = self._shed / (self._shed + self._passed + (not self._passed))
+        return max(_LEAST_FAILURES, math.ceil(math.log(_CHANCE) / math.log(share)))
 
     async def _try_again(self, doubt: _Doubt, *, proven: bool) -> AsyncIterator[Decision]:
         """Send what is in doubt again; where it fails, it goes to the end."""

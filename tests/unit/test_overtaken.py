@@ -250,5 +250,5 @@ async def test_a_resend_of_what_is_being_refused_lets_new_windows_through_once_i
     await scene.ledger.write(ask_for_resend, Resend(T0 + NEW * HOUR, 2**40), reason="", asked_by="", now=NOW + 90_000)
     await scene.ledger.write(carry_out_next, NOW + 90_000)
     scene.receiver.answer = never_old
-    await scene.pusher(max_samples_per_send=3).drain(scene.stopping)
+    await scene.pusher(max_samples_per_send=3, blame_after_seconds=48 * HOUR).drain(scene.stopping)
     assert await scene.states() == {(1, OLD): "expired", (1, NEW): "acknowledged", (5, NEW): "acknowledged"}

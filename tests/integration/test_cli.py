@@ -163,4 +163,5 @@ async def test_watching_a_repair_can_be_given_up_and_the_repair_goes_on(scene: S
     assert b"Traceback" not in stdout + stderr
     scene.receiver.failure = None
     await delivered(scene)
-    assert scene.receiver.repeated_samples == sum(map(len, scene.receiver.samples.values()))
+    # Some may come once more, to see whether a receiver that has failed works.
+    assert scene.receiver.repeated_samples >= sum(map(len, scene.receiver.samples.values()))

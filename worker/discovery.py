@@ -11,7 +11,17 @@ from itertools import islice
 from typing import assert_never
 
 from worker.clock import Clock
-from worker.cloudflare import ZONES_PER_QUERY, ApiFailure, CloudflareApi, Dataset, Denied, Narrowed, Scope, ScopeKind
+from worker.cloudflare import (
+    ZONES_PER_QUERY,
+    ApiFailure,
+    CloudflareApi,
+    Dataset,
+    Denied,
+    Narrowed,
+    Priority,
+    Scope,
+    ScopeKind,
+)
 from worker.ledger import Ledger, record_denials
 from worker.observe import get_logger
 
@@ -21,7 +31,8 @@ AGAIN_SECONDS = 3600.0
 """After a denial or a refusal that the last look did not foresee, or a look that failed."""
 # Groups of ten zones, or single accounts, that are looked at at once, to hide the latency.
 _GROUPS_AT_ONCE = 4
-# In a step: half a minute at the pace of what can wait (`worker.cloudflare.quota`), which recent windows do not notice.
+# In a step: half a minute at the pace of what can wait (`worker.cloudflare.quota`), which recent windows do not notice,
+# and a few seconds where it is the first look.
 _GROUPS_IN_A_STEP = 24
 
 log = get_logger()
@@ -73,7 +84,10 @@ class Discovery:
 
     async def _look_at(self, group: Sequence[Scope]) -> None:
         datasets = self._of_kind[group[0].kind]
-        verdicts = await self._api.discover(datasets, self._width_seconds, group)
+        # Nothing is collected of a scope before it was looked at: the first time, its newest windows wait for that.
+        is_known = all(self.is_known(scope.tag) for scope in group)
+        priority = Priority.DISCOVERY if is_known else Priority.LIVE
+        verdicts = await self._api.discover(datasets, self._width_seconds, group, priority=priority)
         changes: dict[tuple[str, str], str | None] = {}
         unknown: dict[str, ApiFailure] = {}
         for pair, verdict in verdicts.items():

@@ -137,8 +137,9 @@ class FakeCloudflare:
         return self.listing or ZoneList(tuple(self.zones))
 
     async def discover(
-        self, datasets: Sequence[Dataset], _width: int, scopes: Sequence[Scope]
+        self, datasets: Sequence[Dataset], _width: int, scopes: Sequence[Scope], *, priority: Priority
     ) -> dict[tuple[str, str], Narrowed | Denied]:
+        assert priority in {Priority.LIVE, Priority.DISCOVERY}
         return {(dataset.name, scope.tag): Narrowed(dataset) for dataset in datasets for scope in scopes}
 
     async def fetch(

@@ -16,6 +16,7 @@ from worker.cloudflare import (
     Denied,
     ErrorKind,
     Narrowed,
+    Priority,
     Scope,
     shipped,
 )
@@ -34,11 +35,13 @@ class FakeSettings:
 
     denied: dict[str, Denied | ApiFailure] = field(default_factory=dict)
     asked: list[tuple[str, ...]] = field(default_factory=list)
+    priorities: list[Priority] = field(default_factory=list)
 
     async def discover(
-        self, datasets: Sequence[Dataset], _width: int, scopes: Sequence[Scope]
+        self, datasets: Sequence[Dataset], _width: int, scopes: Sequence[Scope], *, priority: Priority
     ) -> dict[tuple[str, str], Narrowed | Denied | ApiFailure]:
         self.asked.append(tuple(scope.tag for scope in scopes))
+        self.priorities.append(priority)
         return {
             (dataset.name, scope.tag): self.denied.get(scope.tag, Narrowed(dataset))
             for dataset in datasets
@@ -115,6 +118,8 @@ async def test_a_denial_that_the_last_look_did_not_foresee_leads_to_another_with
     scene.clock.set(NOW + AGAIN_SECONDS)
     await scene.look()
     assert scene.api.asked == [(zone(3).tag,)]
+    assert set(scene.api.priorities[:-1]) == {Priority.LIVE}, "the newest windows wait for a first look"
+    assert scene.api.priorities[-1] is Priority.DISCOVERY
 
 
 async def test_who_could_not_be_looked_at_is_asked_for_everything_and_looked_at_again_within_the_hour(

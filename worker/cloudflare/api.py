@@ -100,7 +100,12 @@ class CloudflareApi:
         return await discovery.list_accounts(self._client, accounts=accounts, zones=zones)
 
     async def discover(
-        self, datasets: Sequence[Dataset], width_seconds: int, scopes: Sequence[Scope]
+        self,
+        datasets: Sequence[Dataset],
+        width_seconds: int,
+        scopes: Sequence[Scope],
+        *,
+        priority: Priority = Priority.DISCOVERY,
     ) -> dict[tuple[str, str], Narrowed | Denied | ApiFailure]:
         """What the scopes, all of one kind, may be asked for, by the dataset's name and the scope's tag.
 
@@ -109,7 +114,7 @@ class CloudflareApi:
         """
         sources = [Source(dataset, dataset.grain(width_seconds)) for dataset in datasets]
         nodes = list(dict.fromkeys(source.grain.node for source in sources))
-        found = await read_entitlements(self._client, scopes, nodes) if scopes and nodes else {}
+        found = await read_entitlements(self._client, scopes, nodes, priority=priority) if scopes and nodes else {}
         verdicts: dict[tuple[str, str], Narrowed | Denied | ApiFailure] = {}
         for scope in scopes:
             for source in sources:

@@ -1,6 +1,8 @@
 """Datasets of every shape that the model has, on nodes that Cloudflare's schema has."""
 
-from worker.cloudflare.catalogue import Dataset, Grain, Label, Metric, ScopeKind, TimeType, Top, Total
+from worker.cloudflare.catalogue import Dataset, Grain, Label, Metric, ScopeKind, TimeType, Top, Total, shipped
+
+HTTP_REQUESTS = shipped()["http_requests"]
 
 NAMES = {60: "datetimeMinute", 300: "datetimeFiveMinutes", 3600: "datetimeHour"}
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.clocks import ManualClock
-from tests.unit.cloudflare.datasets import KV_STORED
+from tests.unit.cloudflare.datasets import HTTP_REQUESTS, KV_STORED
 from tests.unit.cloudflare.fake import NOW, Asked, FakeCloudflare, answer_of, decode, error, refusal, tag
 from worker.cloudflare import (
     Account,
@@ -19,7 +19,6 @@ from worker.cloudflare import (
     RateLimitType,
     Zone,
 )
-from worker.cloudflare.catalogue import HTTP_REQUESTS
 from worker.cloudflare.query import Source, WindowsQuery
 
 ONE, OTHER = tag(0xAA), tag(0xBB)

@@ -1,7 +1,7 @@
 import pytest
 
+from tests.unit.cloudflare.datasets import HTTP_REQUESTS
 from worker.cloudflare import Breakdown, Metric, shipped
-from worker.cloudflare.catalogue import HTTP_REQUESTS
 from worker.cloudflare.catalogue.model import SAMPLE_INTERVAL_LABEL
 from worker.series import LABEL_NAME, METRIC_NAME
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.cloudflare.datasets import HTTP_REQUESTS
 from tests.unit.cloudflare.fake import answer, decode, instant, row, zone
 from worker.cloudflare import ApiFailure, ErrorKind, Samples, Zone
-from worker.cloudflare.catalogue import HTTP_REQUESTS, Dataset
+from worker.cloudflare.catalogue import Dataset
 from worker.cloudflare.decode import Decoder
 from worker.cloudflare.query import Source, WindowsQuery
 from worker.series import parse_label_block

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.cloudflare.datasets import HTTP_REQUESTS
 from worker.cloudflare import ApiFailure, ErrorKind
-from worker.cloudflare.catalogue import HTTP_REQUESTS, Dataset, Grain, Label, Metric, TimeType, Top, Total
+from worker.cloudflare.catalogue import Dataset, Grain, Label, Metric, TimeType, Top, Total
 from worker.cloudflare.entitlements import Denied, Entitlement, Entitlements, Narrowed, entitled, signature
 
 HOUR = 3600

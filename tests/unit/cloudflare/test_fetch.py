@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.clocks import ManualClock
+from tests.unit.cloudflare.datasets import HTTP_REQUESTS
 from tests.unit.cloudflare.fake import (
     NOW,
     Asked,
@@ -36,7 +37,6 @@ from worker.cloudflare import (
     ScopeAnswer,
     Zone,
 )
-from worker.cloudflare.catalogue import HTTP_REQUESTS
 from worker.cloudflare.fetch import RETRIES_PER_GROUP
 from worker.series import parse_label_block
 

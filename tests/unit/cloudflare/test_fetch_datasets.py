@@ -15,6 +15,7 @@ from tests.unit.cloudflare.datasets import (
     D1_QUERIES,
     HTTP_CACHE,
     HTTP_OVERVIEW,
+    HTTP_REQUESTS,
     HTTP_STATUS,
     KV_STORED,
     WORKERS,
@@ -34,7 +35,7 @@ from tests.unit.cloudflare.fake import (
     zone,
 )
 from worker.cloudflare import Account, Answered, Api, CloudflareApi, Dataset, ErrorKind, Failed, Samples, Scope
-from worker.cloudflare.catalogue import HTTP_REQUESTS, ScopeKind
+from worker.cloudflare.catalogue import ScopeKind
 from worker.cloudflare.fetch import RETRIES_PER_GROUP
 from worker.cloudflare.query import NODES_PER_QUERY
 from worker.cloudflare.quota import Lease, Paused, Priority, Quota

@@ -1,8 +1,8 @@
 from tests.clocks import ManualClock
-from tests.unit.cloudflare.datasets import HTTP_CACHE, KV_STORED, WORKERS
+from tests.unit.cloudflare.datasets import HTTP_CACHE, HTTP_REQUESTS, KV_STORED, WORKERS
 from tests.unit.cloudflare.fake import zone
 from worker.cloudflare import WINDOWS_PER_QUERY, ZONES_PER_QUERY, ApiFailure, ErrorKind
-from worker.cloudflare.catalogue import HTTP_REQUESTS, ScopeKind
+from worker.cloudflare.catalogue import ScopeKind
 from worker.cloudflare.limits import Limits
 from worker.cloudflare.query import Source
 

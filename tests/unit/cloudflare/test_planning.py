@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.cloudflare.catalogue import HTTP_REQUESTS, Dataset, ScopeKind
+from tests.unit.cloudflare.datasets import HTTP_REQUESTS
+from worker.cloudflare.catalogue import Dataset, ScopeKind
 from worker.cloudflare.planning import Group, Plan, Remedy, limit_of, remedies, verdict
 from worker.cloudflare.quota import LIVE_SHARE, RateLimitType
 

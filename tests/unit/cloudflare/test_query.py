@@ -10,6 +10,7 @@ from tests.unit.cloudflare.datasets import (
     ACCOUNT_DATASETS,
     HTTP_CACHE,
     HTTP_OVERVIEW,
+    HTTP_REQUESTS,
     HTTP_STATUS,
     KV_STORED,
     WORKERS,
@@ -17,7 +18,7 @@ from tests.unit.cloudflare.datasets import (
     ZONE_DATASETS,
 )
 from tests.unit.cloudflare.fake import zone
-from worker.cloudflare.catalogue import HTTP_REQUESTS, Dataset, ScopeKind, shipped
+from worker.cloudflare.catalogue import Dataset, ScopeKind, shipped
 from worker.cloudflare.query import Source, WindowsQuery
 from worker.cloudflare.scope import Account, Scope
 

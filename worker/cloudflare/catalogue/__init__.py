@@ -61,10 +61,3 @@ __all__ = [
     "select_datasets",
     "shipped",
 ]
-
-
-def __getattr__(name: str) -> Dataset:
-    """`HTTP_REQUESTS`, read when it is first asked for."""
-    if name == "HTTP_REQUESTS":
-        return shipped()["http_requests"]
-    raise AttributeError(name)

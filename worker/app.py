@@ -265,8 +265,8 @@ class Worker:
         except ExceptionGroup as errors:
             raise _reason(errors) from errors
 
-    async def status(self) -> StatusReport:
-        """Everything that there is to tell at this moment."""
+    async def status(self, *, due_at: float | None = None) -> StatusReport:
+        """Everything that there is to tell at this moment; of windows, what was final at `due_at`, now by default."""
         running = Running(
             readiness=self.health.readiness(),
             token=self.health.token,
@@ -286,6 +286,7 @@ class Worker:
             running,
             datasets=self.collected.datasets,
             fact_sets=self.collected.fact_sets,
+            due_at=due_at,
         )
 
     def _count_request(self, api: Api, priority: Priority, outcome: str, seconds: float) -> None:

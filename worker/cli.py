@@ -173,10 +173,13 @@ async def _run(settings: Settings) -> bool:
 
 async def _run_once(settings: Settings) -> bool:
     stopping = asyncio.Event()
+    clock = SystemClock()
     with stop_on_signals(stopping):
-        async with Worker(settings, SystemClock(), once=True) as worker:
+        async with Worker(settings, clock, once=True) as worker:
+            # What becomes final while this goes on is for the next one; else minute windows would never be complete.
+            begun_at = clock.now()
             collected = await worker.run_once(stopping)
-            return collected and is_complete(await worker.status())
+            return collected and is_complete(await worker.status(due_at=begun_at))
 
 
 @main.command()

@@ -86,10 +86,12 @@ async def report_status(
     *,
     datasets: Sequence[Dataset],
     fact_sets: Sequence[FactSet] = (),
+    due_at: float | None = None,
 ) -> StatusReport:
     """The report at `now`, unix seconds, over the reach of automatic replay.
 
     datasets, fact_sets: those that are collected; nothing is told of others that the ledger holds.
+    due_at:              what has become final since then is not expected yet; `now` by default.
     """
     collected: list[Dataset | FactSet] = [*datasets, *fact_sets]
     kinds: dict[str, str] = {each.name: each.scope for each in collected}
@@ -99,7 +101,7 @@ async def report_status(
     known = await ledger.read(
         scope_reports,
         since=replay_since,
-        final_until=now - delay_seconds,
+        final_until=(now if due_at is None else due_at) - delay_seconds,
         delay_seconds=delay_seconds,
         further_delays=further,
     )

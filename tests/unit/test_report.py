@@ -46,10 +46,10 @@ class Scene:
     datasets: tuple[Dataset, ...] = (shipped()[DATASET],)
     fact_sets: tuple[FactSet, ...] = (FACT_SETS["certificates"],)
 
-    async def report(self, now: float = NOW) -> StatusReport:
+    async def report(self, now: float = NOW, *, due_at: float | None = None) -> StatusReport:
         running = Running(READINESS, TokenState.REFUSED, BUDGETS, self.destinations)
         return await report_status(
-            self.ledger, self.settings, now, running, datasets=self.datasets, fact_sets=self.fact_sets
+            self.ledger, self.settings, now, running, datasets=self.datasets, fact_sets=self.fact_sets, due_at=due_at
         )
 
 
@@ -83,6 +83,12 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     )
     yield Scene(ledger, settings)
     await ledger.close()
+
+
+async def test_windows_that_became_final_after_the_moment_asked_about_are_not_missing_yet(scene: Scene) -> None:
+    two_more = NOW + 2 * HOUR
+    assert [each.missing for each in (await scene.report(two_more, due_at=NOW)).scopes] == [0, 4]
+    assert [each.missing for each in (await scene.report(two_more)).scopes] == [2, 6]
 
 
 async def test_what_became_of_the_buckets_is_told_per_destination(scene: Scene) -> None:

@@ -27,8 +27,9 @@ from starlette.responses import Response
 
 from tests.reports import DATASET, DENIED, DESTINATION, NOW, REFUSAL, REPORT, SCOPE
 from tests.truth import SAME, difference, expected_content
-from worker import cli
 from worker.cli import main
+from worker.cli.options import secrets_in
+from worker.cli.status import is_complete, print_status
 from worker.clock import SystemClock
 from worker.cloudflare import shipped
 from worker.config import load_settings
@@ -410,7 +411,7 @@ def test_status_shows_zones_and_destinations_and_its_json_parses(scene: Scene) -
 def test_a_status_of_many_zones_shows_the_worst_and_says_how_many_more_there_are() -> None:
     scopes = tuple(replace(SCOPE, scope=f"{number}", name=f"zone-{number:03}.example") for number in range(60))
     console = Console(file=io.StringIO(), width=200, markup=False)
-    cli.print_status(replace(REPORT, scope_count=60, scopes=scopes), console)
+    print_status(replace(REPORT, scope_count=60, scopes=scopes), console)
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
     assert "zone-049.example" in shown
@@ -439,7 +440,7 @@ def test_a_status_of_many_datasets_sums_them_up_and_shows_what_is_missing_and_de
     )
     report = replace(report, datasets=(*report.datasets, replace(DATASET, dataset="firewall_events")))
     console = Console(file=io.StringIO(), width=80, markup=False)
-    cli.print_status(report, console)
+    print_status(report, console)
     assert isinstance(console.file, io.StringIO)
     shown = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     assert "http_requests 10,000 2026-01-06T02:45:00Z 7 0" in shown
@@ -456,7 +457,7 @@ def test_a_status_of_many_datasets_sums_them_up_and_shows_what_is_missing_and_de
 
 def test_a_status_in_which_everything_is_denied_does_not_say_that_there_are_no_zones() -> None:
     console = Console(file=io.StringIO(), width=80, markup=False)
-    cli.print_status(replace(REPORT, scopes=(), scope_count=0, denied=(DENIED,)), console)
+    print_status(replace(REPORT, scopes=(), scope_count=0, denied=(DENIED,)), console)
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
     assert f"http_requests: 1 zone (free.example): {DENIED.reason}" in shown
@@ -481,7 +482,7 @@ def test_a_status_names_the_samples_that_were_refused_in_full_and_what_the_recei
         ),
     )
     console = Console(file=io.StringIO(), width=80, markup=False)
-    cli.print_status(replace(REPORT, destinations=(destination,)), console)
+    print_status(replace(REPORT, destinations=(destination,)), console)
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue().splitlines()
     assert [line.rstrip() for line in shown if line.startswith(("prod: ", "  "))][-10:] == [
@@ -501,7 +502,7 @@ def test_a_status_names_the_samples_that_were_refused_in_full_and_what_the_recei
 def test_the_table_of_destinations_fits_a_terminal() -> None:
     console = Console(file=io.StringIO(), width=80, markup=False)
     destination = replace(DESTINATION, name="prometheus", acknowledged_buckets=123_456_789, partial_buckets=1_234)
-    cli.print_status(replace(REPORT, destinations=(destination,)), console)
+    print_status(replace(REPORT, destinations=(destination,)), console)
     assert isinstance(console.file, io.StringIO)
     (row,) = [line for line in console.file.getvalue().splitlines() if line.startswith("prometheus")]
     assert row.split() == ["prometheus", "0", "-", "123,456,789", "1,234", "0", "0", "0"]
@@ -523,11 +524,11 @@ def test_a_report_is_complete_when_nothing_is_missing_pending_refused_expired_or
     scope: dict[str, Any], destination: dict[str, Any], complete: object
 ) -> None:
     report = replace(REPORT, scopes=(replace(SCOPE, **scope),), destinations=(replace(DESTINATION, **destination),))
-    assert cli.is_complete(report) == complete
+    assert is_complete(report) == complete
 
 
 def test_a_report_without_zones_is_not_complete() -> None:
-    assert not cli.is_complete(replace(REPORT, scopes=(), scope_count=0))
+    assert not is_complete(replace(REPORT, scopes=(), scope_count=0))
 
 
 # --------------------------------------------------------------------------------------------------- resend
@@ -733,13 +734,13 @@ def test_the_name_of_a_tenant_is_no_secret_and_the_log_stays_readable(scene: Sce
     headers = {"X-Scope-OrgID": "1", "THANOS-TENANT": "team-a", "X-Mode": "on", "Authorization": "Bearer tok-93fd"}
     settings = load_settings(config_file(tmp_path, scene, headers=headers), {})
     line = "tenant 1 team-a turns on 1 of 11 with Bearer tok-93fd, and tok-93fd alone"
-    assert Redactor(cli._secrets(settings)).text(line) == "tenant 1 team-a turns on 1 of 11 with ***, and *** alone"
+    assert Redactor(secrets_in(settings)).text(line) == "tenant 1 team-a turns on 1 of 11 with ***, and *** alone"
 
 
 def test_every_secret_of_the_configuration_is_known_to_the_log(scene: Scene, tmp_path: Path) -> None:
     basic = {"username": "ops", "password": "s3cret-pass"}
     settings = load_settings(config_file(tmp_path, scene, basic_auth=basic), {})
-    redactor = Redactor(cli._secrets(settings))
+    redactor = Redactor(secrets_in(settings))
     for text in (ACCEPTED_BEARER, "s3cret-pass", "b3BzOnMzY3JldC1wYXNz", "ops:s3cret-pass"):
         assert "***" in redactor.text(text)
         assert text not in redactor.text(text)
@@ -750,7 +751,7 @@ def test_errors_of_the_worker_are_one_message_and_no_traceback(monkeypatch: pyte
         message = "what happened, and what to do"
         raise UsageError(message)
 
-    monkeypatch.setattr(cli, "_settings", fail)
+    monkeypatch.setattr("worker.cli.status.settings_of", fail)
     result = CliRunner().invoke(main, ["status"])
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", "error: what happened, and what to do\n")
 

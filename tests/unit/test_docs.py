@@ -19,7 +19,8 @@ from starlette.routing import Route
 
 from tests import datasets_page
 from worker import __version__
-from worker.cli import EXIT_INCOMPLETE, main
+from worker.cli import main
+from worker.cli.options import EXIT_INCOMPLETE
 from worker.clock import SystemClock
 from worker.cloudflare import FACT_SETS, ErrorKind, dataset_groups, shipped
 from worker.cloudflare.catalogue import load

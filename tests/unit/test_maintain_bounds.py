@@ -155,7 +155,7 @@ def test_the_command_ends_with_5_and_says_what_became_of_the_ledger(
 
     monkeypatch.setattr(Maintainer, "tidy", after_the_harm)
     # Logging is of the whole process, and would go on writing to what this test closes.
-    monkeypatch.setattr("worker.cli.configure_logging", lambda _level, _format, secrets: Redactor(secrets))
+    monkeypatch.setattr("worker.cli.options.configure_logging", lambda _level, _format, secrets: Redactor(secrets))
     result = CliRunner().invoke(
         main,
         ["run", *once],

@@ -1,0 +1,59 @@
+"""How results look on a terminal: tables, lines that are never cut, and JSON."""
+
+import sys
+
+import click
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+
+# Wider than any row: the longest name of a zone has 253 characters.
+_UNCUT_COLUMNS = 1000
+
+# More rows than a person reads; --json has all.
+MOST_ROWS = 50
+
+
+def new_table(*columns: Column) -> Table:
+    """A table without a frame: in 80 columns there is none to spare."""
+    return Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def text_column(header: str) -> Column:
+    """A column that goes on in the next line where it is too long."""
+    return Column(header, overflow="fold")
+
+
+def word_column(header: str) -> Column:
+    """A column that keeps its width."""
+    return Column(header, no_wrap=True)
+
+
+def number_column(header: str) -> Column:
+    return Column(header, justify="right", no_wrap=True)
+
+
+def terminal() -> Console:
+    """The terminal, on which texts of remote sides appear as they are: none of them is markup."""
+    width = None if sys.stdout.isatty() else _UNCUT_COLUMNS
+    return Console(markup=False, emoji=False, highlight=False, width=width)
+
+
+def print_line(console: Console, text: str) -> None:
+    # The terminal breaks a long line, and puts it together again when it is copied.
+    console.print(text, soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def rest(count: int) -> str:
+    """The line that ends a table of the first rows of so many; empty where these are all."""
+    hidden = count - MOST_ROWS
+    return f"{hidden:,} more are not shown: --json has all\n" if hidden > 0 else ""
+
+
+def count_of(kind: str, count: int) -> str:
+    return f"{count:,} {kind}{'' if count == 1 else 's'}"

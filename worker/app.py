@@ -33,7 +33,7 @@ from worker.errors import WorkerError
 from worker.facts import LOOP as FACTS
 from worker.facts import FactReader
 from worker.health import Health
-from worker.ledger import Ledger, register_destinations
+from worker.ledger import Ledger, Resend, register_destinations
 from worker.maintain import INTERVAL_SECONDS as MAINTAIN_SECONDS
 from worker.maintain import LOOP as MAINTAIN
 from worker.maintain import Maintainer
@@ -42,7 +42,7 @@ from worker.push import IDLE_SECONDS, Pusher
 from worker.remote_write import RemoteWriteClient
 from worker.repair import INTERVAL_SECONDS as REPAIR_SECONDS
 from worker.repair import LOOP as REPAIR
-from worker.repair import Repairer
+from worker.repair import Repairer, Resender
 from worker.report import Running, RunningDestination, report_status
 from worker.series import MetricMetadata
 from worker.serve import Server, create_app
@@ -162,7 +162,12 @@ class Worker:
             health=self.health,
             metrics=self.metrics,
         )
-        self.repairer = Repairer(ledger=self.ledger, clock=clock, health=self.health)
+        self.repairer = Repairer(
+            ledger=self.ledger,
+            clock=clock,
+            health=self.health,
+            carriers={Resend: Resender(ledger=self.ledger, clock=clock)},
+        )
         self._expect_loops()
         for api in Api:
             metrics = self.metrics
@@ -254,8 +259,11 @@ class Worker:
 
     async def push_once(self, stopping: asyncio.Event) -> None:
         """Carry out the repairs that were asked for and push all that is pending; nothing is collected."""
-        await self.repairer.carry_out_all()
+        await self.repairer.step_all()
         await _cut_off(self._drain(stopping), stopping, grace_seconds=STOP_SECONDS)
+        # What a repair queues is bounded, so a large one takes several rounds.
+        while not stopping.is_set() and await self.repairer.step_all():
+            await _cut_off(self._drain(stopping), stopping, grace_seconds=STOP_SECONDS)
 
     async def _drain(self, stopping: asyncio.Event) -> None:
         try:

@@ -6,16 +6,20 @@ Only reads. `worker.status` says what each field means; `/`, `/api/v1/status` an
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from worker import __version__
 from worker.cloudflare import Dataset, FactSet, further_delays
 from worker.config import Settings
 from worker.health import TokenState, Verdict
 from worker.ledger import (
+    BackfillResult,
     Denial,
     Job,
+    JobState,
     Ledger,
     RefusedSample,
+    ResendResult,
     ScopeReport,
     backlogs,
     delivery_counts,
@@ -260,13 +264,31 @@ def _scope(report: ScopeReport, *, paused: bool) -> ScopeStatus:
 
 
 def _entry(job: Job) -> JournalEntry:
-    span = f"{instant(job.arguments.since)} to {instant(job.arguments.until)}"
     return JournalEntry(
-        at=job.asked_at, asked=f"{job.kind} {span}", by=job.asked_by, reason=job.reason, outcome=_outcome(job)
+        at=job.asked_at, asked=asked_for(job), by=job.asked_by, reason=job.reason, outcome=outcome_of(job)
     )
 
 
-def _outcome(job: Job) -> str:
-    if job.queued is None:
-        return "asked"
-    return f"{sum(count.buckets for count in job.queued)} buckets queued again"
+def asked_for(job: Job) -> str:
+    """What a repair is, in a few words."""
+    return f"{job.kind} {instant(job.arguments.since)} to {instant(job.arguments.until)}"
+
+
+def outcome_of(job: Job) -> str:
+    """How far a repair is, or what came of it, in a few words."""
+    if job.is_open:
+        if job.state is JobState.ASKED:
+            return "asked"
+        of_total = f" of {job.progress.total:,}" if job.progress.total else ""
+        return f"{job.progress.done:,}{of_total} buckets so far{f'; {job.progress.note}' if job.progress.note else ''}"
+    match job.result:
+        case ResendResult(queued=queued):
+            done = f"{sum(count.buckets for count in queued):,} buckets queued again"
+        case BackfillResult(buckets=buckets):
+            done = f"{buckets:,} buckets captured"
+        case None:
+            done = ""
+        case other:
+            assert_never(other)
+    told = [done] if job.state is JobState.DONE else [job.state.value, job.progress.note, done]
+    return "; ".join(filter(None, told))

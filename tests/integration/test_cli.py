@@ -130,13 +130,13 @@ async def test_commands_beside_a_running_worker(scene: Scene) -> None:
     assert status.exit_code == 0
     assert len(json.loads(status.stdout)["scopes"]) == 3
     assert plan.exit_code == 0
-    assert json.loads(plan.stdout)[0]["samples"] == samples
+    assert json.loads(plan.stdout)["counts"][0]["samples"] == samples
     assert scene.receiver.repeated_samples == 0
 
     again = await scene.cfrw("resend", "--since", "10h", "--json")
     assert again.exit_code == 0
     assert "asked the running worker (repair 1)" in again.stderr
-    (count,) = json.loads(again.stdout)
+    (count,) = json.loads(again.stdout)["result"]["outcome"]
     assert (count["state"], count["samples"]) == ("acknowledged", samples)
     assert scene.receiver.repeated_samples == samples
 

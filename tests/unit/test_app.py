@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from tests.clocks import ManualClock
 from tests.truth import SAME, difference, expected_content
+from tests.unit.ledger.fleet import ask_for_resend
 from worker.app import ONCE_ATTEMPTS, Worker, stop_on_signals
 from worker.buckets import final_window_starts
 from worker.clock import Clock
@@ -29,7 +30,12 @@ from worker.config import (
 )
 from worker.errors import ConfigError, LedgerDamagedError, LedgerFullError, LedgerHeldError, UsageError
 from worker.health import TokenState
-from worker.ledger import Ledger, Resend, ask_for_resend, backlogs, delivery_counts
+from worker.ledger import (
+    Ledger,
+    Resend,
+    backlogs,
+    delivery_counts,
+)
 from worker.remote_write import Accepted, Verdict
 from worker.remote_write.receiver import Failure, MemoryReceiver
 from worker.simulator.api import ACCEPTED_BEARER, SimulatedApi

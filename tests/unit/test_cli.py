@@ -196,7 +196,7 @@ def config_file(folder: Path, scene: Scene, **destination: object) -> Path:
 
 # --------------------------------------------------------------------------------------------------- help and usage
 
-COMMANDS = ("run", "check", "datasets", "status", "resend", "simulate", "demo")
+COMMANDS = ("run", "check", "datasets", "status", "resend", "journal", "simulate", "demo")
 
 
 def test_without_a_command_the_help_is_shown() -> None:
@@ -540,7 +540,7 @@ def test_a_dry_run_shows_what_would_be_sent_and_changes_nothing(scene: Scene) ->
     result = scene.cfrw("resend", "--since", "10h", "--dry-run")
     assert result.exit_code == 0
     assert "Would be sent again" in result.stdout
-    (count,) = json.loads(scene.cfrw("resend", "--since", "10h", "--dry-run", "--json").stdout)
+    (count,) = json.loads(scene.cfrw("resend", "--since", "10h", "--dry-run", "--json").stdout)["counts"]
     captured = sum(report.captured for report in scene.reports())
     assert (count["destination"], count["state"], count["buckets"]) == ("default", "acknowledged", captured)
     assert (scene.content(), scene.ledger.read_bytes(), sum(scene.world.receiver.answers.values())) == before
@@ -556,7 +556,7 @@ def test_a_resend_pushes_the_same_samples_again_and_is_on_record(scene: Scene) -
     assert entry["reason"] == "the disk was swapped"
     assert entry["by"] == f"{getpass.getuser()}@{os.uname().nodename}"
     assert entry["state"] == "done"
-    (count,) = json.loads(scene.cfrw("resend", "--since", "10h", "--json").stdout)
+    (count,) = json.loads(scene.cfrw("resend", "--since", "10h", "--json").stdout)["result"]["outcome"]
     assert (count["state"], count["samples"]) == ("acknowledged", samples)
 
 
@@ -587,8 +587,8 @@ def test_a_resend_may_be_of_one_zone_by_its_name_or_its_id(scene: Scene) -> None
     zone = scene.world.fleet.zones[1]
     captured = {report.tag: report.captured for report in scene.reports()}[zone.tag]
     for given in (zone.name, zone.tag):
-        (count,) = json.loads(scene.cfrw("resend", "--since", "10h", "--zone", given, "--dry-run", "--json").stdout)
-        assert count["buckets"] == captured
+        plan = json.loads(scene.cfrw("resend", "--since", "10h", "--zone", given, "--dry-run", "--json").stdout)
+        assert [count["buckets"] for count in plan["counts"]] == [captured]
 
 
 def test_a_zone_that_has_disappeared_can_be_sent_again(scene: Scene) -> None:
@@ -648,10 +648,12 @@ def test_a_resend_to_a_receiver_that_is_down_is_incomplete_and_stays_on_record(s
     assert result.exit_code == 3
     assert "pending" in result.stdout
     (entry,) = scene.journal()
-    assert entry["state"] == "done"
+    assert entry["state"] == "running"
     scene.world.receiver.failure = None
     assert scene.cfrw("run", "--once", "--config", str(quick)).exit_code == 0
     assert scene.world.receiver.repeated_samples > 0
+    (entry,) = scene.journal()
+    assert entry["state"] == "done"
 
 
 def test_a_resend_of_nothing_says_so(scene: Scene) -> None:

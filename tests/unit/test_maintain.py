@@ -8,7 +8,18 @@ import pytest
 from pydantic import SecretStr
 
 from tests.clocks import JumpingClock
-from tests.unit.ledger.fleet import DATASET, HOUR, T0, bucket, refuse_whole, scope, tag, window
+from tests.unit.ledger.fleet import (
+    DATASET,
+    HOUR,
+    T0,
+    ask_for_resend,
+    bucket,
+    carry_out_next,
+    refuse_whole,
+    scope,
+    tag,
+    window,
+)
 from worker.buckets import Window
 from worker.cloudflare import shipped
 from worker.config import CloudflareSettings, LedgerSettings
@@ -20,9 +31,7 @@ from worker.ledger import (
     Ledger,
     Resend,
     acknowledge,
-    ask_for_resend,
     capture,
-    carry_out_next,
     expire,
     outstanding_windows,
     prove_writable,

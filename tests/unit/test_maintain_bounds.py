@@ -8,13 +8,22 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tests.unit.ledger.fleet import acknowledge_all, pending_ids
+from tests.unit.ledger.fleet import (
+    acknowledge_all,
+    ask_for_resend,
+    carry_out_next,
+    pending_ids,
+)
 from tests.unit.test_collect import HOUR, NOW, Scene, a_scene, due, new_collector
 from worker.cli import main
 from worker.cloudflare import shipped
 from worker.config import LedgerSettings
 from worker.errors import LedgerUnusableError
-from worker.ledger import Resend, ask_for_resend, carry_out_next, register_destinations, room
+from worker.ledger import (
+    Resend,
+    register_destinations,
+    room,
+)
 from worker.maintain import LOOP, Maintainer
 from worker.observe import Redactor
 

@@ -5,7 +5,18 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.unit.ledger.fleet import HOUR, NOW, T0, acknowledge_all, bucket, pending_ids, queue, refuse_whole
+from tests.unit.ledger.fleet import (
+    HOUR,
+    NOW,
+    T0,
+    acknowledge_all,
+    ask_for_resend,
+    bucket,
+    carry_out_next,
+    pending_ids,
+    queue,
+    refuse_whole,
+)
 from tests.unit.pushing import (
     ACCEPTED,
     ZONES,
@@ -18,9 +29,7 @@ from worker.ledger import (
     Ledger,
     Resend,
     acknowledge,
-    ask_for_resend,
     capture,
-    carry_out_next,
     expire,
     prune,
     set_aside,

@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from tests.unit.ledger.fleet import HOUR, NOW, T0, bucket, tag
+from tests.unit.ledger.fleet import (
+    HOUR,
+    NOW,
+    T0,
+    ask_for_resend,
+    bucket,
+    carry_out_next,
+    tag,
+)
 from tests.unit.pushing import (
     ACCEPTED,
     DOWN,
@@ -26,9 +34,7 @@ from worker.errors import LedgerFullError
 from worker.ledger import (
     Resend,
     acknowledge,
-    ask_for_resend,
     capture,
-    carry_out_next,
     destination_reports,
     expire,
     refuse,

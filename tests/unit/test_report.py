@@ -6,7 +6,19 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from tests.unit.ledger.fleet import DATASET, HOUR, T0, acknowledge_all, bucket, pending_ids, refuse_whole, scope, tag
+from tests.unit.ledger.fleet import (
+    DATASET,
+    HOUR,
+    T0,
+    acknowledge_all,
+    ask_for_resend,
+    bucket,
+    carry_out_next,
+    pending_ids,
+    refuse_whole,
+    scope,
+    tag,
+)
 from worker import __version__
 from worker.buckets import Bucket
 from worker.cloudflare import FACT_SETS, Dataset, FactSet, shipped
@@ -16,9 +28,7 @@ from worker.ledger import (
     Ledger,
     Refusal,
     Resend,
-    ask_for_resend,
     capture,
-    carry_out_next,
     outstanding_windows,
     record_denials,
     record_scopes,

@@ -1,7 +1,7 @@
 """Verbs of delivery: what is pending at a destination, and what became of it.
 
 A bucket leaves `pending` only here: by an acknowledgement, by a refusal with what the receiver said, by the
-replay bound, or because its content is damaged. It comes back only by a repair (`worker.ledger.repairs`).
+replay bound, or because its content is damaged. It comes back only by a repair (`worker.ledger.resend`).
 """
 
 from array import array
@@ -157,7 +157,18 @@ def next_pending(
     windowed: set[tuple[int, int]] = set()
     samples = 0
     last_found_at: Sequence[int] = ()
-    for *found_at, dataset_id, scope_id, width_seconds, start, timestamp_ms, series_ids, values, seal in session.rows(
+    for (
+        *found_at,
+        dataset_id,
+        scope_id,
+        width_seconds,
+        start,
+        timestamp_ms,
+        series_ids,
+        values,
+        seal,
+        part,
+    ) in session.rows(
         "pending",
         destination=destination,
         lane=lane.number,
@@ -198,10 +209,24 @@ def next_pending(
             continue
         windowed.add((scope_id, dataset_id))
         samples += len(values) // 8
-        buckets.append(StoredBucket(found_at[-1], timestamp_ms, series_ids, values))
+        sent = (series_ids, values) if part is None else _narrowed(series_ids, values, part)
+        buckets.append(StoredBucket(found_at[-1], timestamp_ms, *sent))
     if not buckets and not damaged:
         return None
     return Pending(Batch(tuple(buckets), series), Position(*last_found_at), tuple(damaged))
+
+
+def _narrowed(series_ids: bytes, values: bytes, part: bytes) -> tuple[bytes, bytes]:
+    """Of a bucket's samples those of the series in `part`, all packed."""
+    wanted = set(array(SERIES_ID_TYPE, part))
+    numbers = array(SERIES_ID_TYPE, series_ids)
+    at = [index for index, number in enumerate(numbers) if number in wanted]
+    if not at:  # the row of the part is damaged; all of it is never wrong
+        return series_ids, values
+    return (
+        array(SERIES_ID_TYPE, [numbers[index] for index in at]).tobytes(),
+        b"".join(values[8 * index : 8 * index + 8] for index in at),
+    )
 
 
 def still_pending(session: Session, destination: str, bucket_ids: Sequence[int]) -> bool:

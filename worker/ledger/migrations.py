@@ -32,7 +32,11 @@ def _to_version_2(connection: apsw.Connection) -> None:
     _execute(connection, "to_version_2.sql")
 
 
-MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (_to_version_2,)
+def _to_version_3(connection: apsw.Connection) -> None:
+    _execute(connection, "to_version_3.sql")
+
+
+MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (_to_version_2, _to_version_3)
 """The first step takes a file from version 1 to version 2, the next one from there to version 3, and so on."""
 
 CURRENT_VERSION = 1 + len(MIGRATIONS)

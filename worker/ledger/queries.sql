@@ -157,7 +157,11 @@ ON CONFLICT DO NOTHING
 SELECT
     queued.segment, queued.scope_id, queued.start, queued.bucket_id,
     bucket.dataset_id, bucket.scope_id, bucket.width_seconds, bucket.start,
-    bucket.timestamp_ms, CAST(bucket.series_ids AS BLOB), CAST(bucket.sample_values AS BLOB), bucket.checksum
+    bucket.timestamp_ms, CAST(bucket.series_ids AS BLOB), CAST(bucket.sample_values AS BLOB), bucket.checksum,
+    CASE WHEN delivery.job_id IS NOT NULL THEN (
+        SELECT CAST(part.series_ids AS BLOB) FROM part
+        WHERE part.bucket_id = queued.bucket_id AND part.destination_id = queued.destination_id
+    ) END
 FROM delivery AS queued
 CROSS JOIN delivery ON delivery.bucket_id = queued.bucket_id AND delivery.destination_id = queued.destination_id
 CROSS JOIN bucket ON bucket.id = queued.bucket_id
@@ -211,10 +215,6 @@ UPDATE delivery SET state = 'expired', decided_at = :now, reason = :reason
 WHERE destination_id = :destination_id AND state = 'pending' AND segment < :stamped_before
     AND (SELECT timestamp_ms FROM bucket WHERE bucket.id = delivery.bucket_id) < :stamped_before * 1000
 
--- name: forget_refusals
-DELETE FROM refusal
-WHERE (bucket_id, destination_id) IN (SELECT bucket_id, destination_id FROM delivery WHERE job_id = :job_id)
-
 -- name: expire
 UPDATE delivery SET state = 'expired', decided_at = :now, reason = :reason
 WHERE destination_id IN (SELECT id FROM destination WHERE gone_at IS NULL) AND state = 'pending'
@@ -240,22 +240,31 @@ DELETE FROM hole WHERE start < :ended_before AND start + width_seconds < :ended_
 UPDATE destination SET name = name WHERE id = (SELECT min(id) FROM destination)
 
 -- name: add_job
-INSERT INTO job (kind, arguments, reason, asked_by, asked_at, state)
-VALUES (:kind, :arguments, :reason, :asked_by, :now, 'asked')
+INSERT INTO job (kind, arguments, reason, asked_by, asked_at, state, progress)
+VALUES (:kind, :arguments, :reason, :asked_by, :now, 'asked', :progress)
 RETURNING id
 
 -- name: job
-SELECT id, kind, arguments, reason, asked_by, asked_at, state, finished_at, result FROM job WHERE id = :id
+SELECT id, kind, arguments, reason, asked_by, asked_at, state, progress, cancel_asked_at, finished_at, result
+FROM job WHERE id = :id
 
 -- name: newest_jobs
-SELECT id, kind, arguments, reason, asked_by, asked_at, state, finished_at, result FROM job ORDER BY id DESC LIMIT :most
+SELECT id, kind, arguments, reason, asked_by, asked_at, state, progress, cancel_asked_at, finished_at, result
+FROM job ORDER BY id DESC LIMIT :most
 
--- name: oldest_asked_job
-SELECT id, kind, arguments, reason, asked_by, asked_at, state, finished_at, result FROM job
-WHERE state = 'asked' ORDER BY id LIMIT 1
+-- name: open_jobs
+SELECT id, kind, arguments, reason, asked_by, asked_at, state, progress, cancel_asked_at, finished_at, result
+FROM job WHERE state IN ('asked', 'running') ORDER BY id
+
+-- name: ask_to_cancel
+UPDATE job SET cancel_asked_at = coalesce(cancel_asked_at, :now) WHERE id = :id AND state IN ('asked', 'running')
+
+-- name: keep_progress
+UPDATE job SET state = 'running', progress = :progress, result = :result
+WHERE id = :id AND state IN ('asked', 'running')
 
 -- name: finish_job
-UPDATE job SET state = :state, finished_at = :now, result = :result WHERE id = :id
+UPDATE job SET state = :state, progress = :progress, finished_at = :now, result = :result WHERE id = :id
 
 -- name: resend_plan
 SELECT
@@ -272,6 +281,16 @@ WHERE bucket.start >= :since AND bucket.start < :until AND length(bucket.sample_
 GROUP BY destination.name, state
 ORDER BY destination.name, state
 
+-- name: resend_stamped_before
+SELECT count(*)
+FROM bucket
+JOIN scope ON scope.id = bucket.scope_id
+JOIN dataset ON dataset.id = bucket.dataset_id
+WHERE bucket.start >= :since AND bucket.start < :until AND length(bucket.sample_values) > 0
+    AND bucket.timestamp_ms < :stamped_before_ms
+    AND (:zones = '[]' OR EXISTS (SELECT 1 FROM json_each(:zones) WHERE value IN (scope.name, scope.tag)))
+    AND (:datasets = '[]' OR dataset.name IN (SELECT value FROM json_each(:datasets)))
+
 -- name: resent
 SELECT destination.name, delivery.state, count(*), sum(delivery.sample_count)
 FROM delivery JOIN destination ON destination.id = delivery.destination_id
@@ -279,22 +298,74 @@ WHERE delivery.job_id = :job_id
 GROUP BY destination.name, delivery.state
 ORDER BY destination.name, delivery.state
 
+-- name: pending_of_job
+SELECT count(*) FROM delivery JOIN destination ON destination.id = delivery.destination_id
+WHERE delivery.job_id = :job_id AND delivery.state = 'pending' AND destination.gone_at IS NULL
+
+-- name: not_delivered_of_job
+SELECT
+    destination.name, delivery.state, count(*) AS buckets, max(delivery.decided_at), delivery.status,
+    coalesce(delivery.reason, '') AS reason
+FROM delivery JOIN destination ON destination.id = delivery.destination_id
+WHERE delivery.job_id = :job_id AND delivery.state IN ('partial', 'refused', 'expired', 'damaged')
+GROUP BY destination.name, delivery.state, delivery.status, reason
+ORDER BY buckets DESC, destination.name, delivery.state, reason
+LIMIT :most
+
+-- name: scopes_named
+SELECT id FROM scope WHERE name IN (SELECT value FROM json_each(:names)) OR tag IN (SELECT value FROM json_each(:names))
+
+-- name: datasets_named
+SELECT id FROM dataset WHERE name IN (SELECT value FROM json_each(:names))
+
+-- name: captured_from
+SELECT id, start, scope_id, dataset_id, CASE WHEN :with_series THEN CAST(series_ids AS BLOB) END
+FROM bucket
+WHERE (start, id) > (:start, :bucket_id) AND start < :until
+ORDER BY start, id
+LIMIT :most
+
+-- name: candidates
+SELECT
+    bucket.id, destination.id, destination.name, coalesce(delivery.state, 'never queued'),
+    length(bucket.sample_values) / 8
+FROM json_each(:bucket_ids) AS wanted
+CROSS JOIN bucket ON bucket.id = wanted.value
+CROSS JOIN destination
+LEFT JOIN delivery ON delivery.bucket_id = bucket.id AND delivery.destination_id = destination.id
+WHERE length(bucket.sample_values) > 0 AND destination.gone_at IS NULL
+    AND (:destinations = '[]' OR destination.name IN (SELECT value FROM json_each(:destinations)))
+
 -- name: enqueue_again
 INSERT INTO delivery (bucket_id, destination_id, state, segment, scope_id, start, window_end, sample_count, job_id)
 SELECT
     bucket.id, destination.id, 'pending',
     bucket.start - bucket.start % max(bucket.width_seconds, destination.segment_seconds),
     bucket.scope_id, bucket.start, bucket.start + bucket.width_seconds, length(bucket.sample_values) / 8, :job_id
-FROM bucket
-JOIN scope ON scope.id = bucket.scope_id
-JOIN dataset ON dataset.id = bucket.dataset_id
-JOIN destination ON destination.gone_at IS NULL
-WHERE bucket.start >= :since AND bucket.start < :until AND length(bucket.sample_values) > 0
-    AND (:zones = '[]' OR EXISTS (SELECT 1 FROM json_each(:zones) WHERE value IN (scope.name, scope.tag)))
-    AND (:datasets = '[]' OR dataset.name IN (SELECT value FROM json_each(:datasets)))
-    AND (:destinations = '[]' OR destination.name IN (SELECT value FROM json_each(:destinations)))
+FROM json_each(:pairs) AS pair
+CROSS JOIN bucket ON bucket.id = pair.value ->> 0
+CROSS JOIN destination ON destination.id = pair.value ->> 1
+WHERE true
 ON CONFLICT DO UPDATE SET
-    state = 'pending', segment = excluded.segment, job_id = excluded.job_id, decided_at = NULL, status = NULL, reason = NULL
+    state = 'pending', segment = excluded.segment, sample_count = excluded.sample_count, job_id = excluded.job_id,
+    decided_at = NULL, status = NULL, reason = NULL
+
+-- name: refused_of
+SELECT refusal.bucket_id, refusal.destination_id, CAST(refusal.series_ids AS BLOB)
+FROM json_each(:pairs) AS pair
+CROSS JOIN refusal ON refusal.bucket_id = pair.value ->> 0 AND refusal.destination_id = pair.value ->> 1
+
+-- name: forget_refusals
+DELETE FROM refusal WHERE (bucket_id, destination_id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:pairs))
+
+-- name: forget_parts
+DELETE FROM part WHERE (bucket_id, destination_id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:pairs))
+
+-- name: add_part
+INSERT INTO part (bucket_id, destination_id, series_ids) VALUES (:bucket_id, :destination_id, :series_ids)
+
+-- name: count_part
+UPDATE delivery SET sample_count = :samples WHERE bucket_id = :bucket_id AND destination_id = :destination_id
 
 -- name: backlogs
 SELECT destination.name, count(delivery.bucket_id), coalesce(sum(delivery.sample_count), 0), min(delivery.window_end)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from worker.ledger.jobs import Undelivered
 from worker.ledger.packing import SERIES_ID_TYPE
 from worker.ledger.session import Session
 
@@ -103,18 +104,6 @@ class RefusedSample:
     status: int | None
     reason: str
     refused_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class Undelivered:
-    """Buckets of one destination that were decided against, with one of the reasons given."""
-
-    destination: str
-    state: str
-    buckets: int
-    newest_at: int
-    status: int | None
-    reason: str
 
 
 def backlogs(session: Session) -> tuple[Backlog, ...]:

@@ -1,9 +1,10 @@
--- The ledger, schema version 2.
+-- The ledger, schema version 3.
 --
 -- Versions (PRAGMA user_version; worker/ledger/migrations.py):
 --   1  the first
 --   2  the samples that were refused, one by one; segments of a queue in seconds; what scopes are not entitled to;
 --      captured windows that were read again
+--   3  repairs of every kind, with their progress; buckets that are sent again in part
 --
 -- A fact and the change of state that it justifies are always written in one transaction. Nothing here is updated
 -- after it was inserted except what a sentence below says.
@@ -128,7 +129,17 @@ CREATE INDEX delivery_queue ON delivery (destination_id, segment, scope_id, star
     WHERE state = 'pending';
 
 -- What became of what a repair asked for.
-CREATE INDEX delivery_by_job ON delivery (job_id) WHERE job_id IS NOT NULL;
+CREATE INDEX delivery_by_job ON delivery (job_id, state, destination_id, sample_count) WHERE job_id IS NOT NULL;
+
+-- The samples that are pending of a bucket that was acknowledged before, where they are not all of it. It counts while the
+-- delivery is pending; asking for that again replaces it.
+CREATE TABLE part (
+    bucket_id      INTEGER NOT NULL,
+    destination_id INTEGER NOT NULL,
+    series_ids     BLOB NOT NULL,  -- uint32, little-endian
+    PRIMARY KEY (bucket_id, destination_id),
+    FOREIGN KEY (bucket_id, destination_id) REFERENCES delivery (bucket_id, destination_id) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
 
 -- For the number of rows by state, without reading the table.
 CREATE INDEX delivery_acknowledged ON delivery (destination_id) WHERE state = 'acknowledged';
@@ -177,16 +188,18 @@ CREATE TABLE reading (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX reading_by_dataset ON reading (dataset_id, bucket_id);
 
--- The journal: every repair that was asked for. State and result change as it is carried out.
+-- The journal: every repair that was asked for. All but its first six columns changes as it is carried out.
 CREATE TABLE job (
-    id          INTEGER PRIMARY KEY,
-    kind        TEXT NOT NULL CHECK (kind IN ('resend')),
-    arguments   TEXT NOT NULL,  -- JSON
-    reason      TEXT NOT NULL,
-    asked_by    TEXT NOT NULL,  -- user@host
-    asked_at    INTEGER NOT NULL,
-    state       TEXT NOT NULL CHECK (state IN ('asked', 'done', 'failed')),
-    finished_at INTEGER,
-    result      TEXT            -- JSON
+    id              INTEGER PRIMARY KEY,
+    kind            TEXT NOT NULL CHECK (kind IN ('resend', 'backfill', 'verify', 'export', 'import')),
+    arguments       TEXT NOT NULL,  -- JSON, as the kind has it (worker/ledger/jobs.py)
+    reason          TEXT NOT NULL,
+    asked_by        TEXT NOT NULL,  -- user@host
+    asked_at        INTEGER NOT NULL,
+    state           TEXT NOT NULL CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
+    progress        TEXT NOT NULL,  -- JSON: how far it is, and where it goes on
+    cancel_asked_at INTEGER,
+    finished_at     INTEGER,
+    result          TEXT            -- JSON, as the kind has it
 ) STRICT;
-CREATE INDEX job_asked ON job (id) WHERE state = 'asked';
+CREATE INDEX job_open ON job (id) WHERE state IN ('asked', 'running');

@@ -7,7 +7,20 @@ from typing import TypeVar
 
 import apsw
 
-from tests.unit.ledger.fleet import DATASET, HOUR, NOW, T0, bucket, samples_of, scope, tag, true_value, window
+from tests.unit.ledger.fleet import (
+    DATASET,
+    HOUR,
+    NOW,
+    T0,
+    ask_for_resend,
+    bucket,
+    carry_out_next,
+    samples_of,
+    scope,
+    tag,
+    true_value,
+    window,
+)
 from worker.ledger import (
     Hole,
     HoleReason,
@@ -15,9 +28,7 @@ from worker.ledger import (
     Refusal,
     Resend,
     acknowledge,
-    ask_for_resend,
     capture,
-    carry_out_next,
     expire,
     next_pending,
     outstanding_windows,

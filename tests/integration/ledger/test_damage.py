@@ -6,7 +6,20 @@ from pathlib import Path
 import pytest
 
 from tests.integration.ledger.history import close, put, write
-from tests.unit.ledger.fleet import DATASET, HOUR, NOW, T0, bucket, refuse_whole, scope, tag, untrue_samples, window
+from tests.unit.ledger.fleet import (
+    DATASET,
+    HOUR,
+    NOW,
+    T0,
+    ask_for_resend,
+    bucket,
+    carry_out_next,
+    refuse_whole,
+    scope,
+    tag,
+    untrue_samples,
+    window,
+)
 from worker.buckets import Batch
 from worker.errors import LedgerDamagedError, LedgerUnusableError
 from worker.ledger import (
@@ -16,10 +29,8 @@ from worker.ledger import (
     Ledger,
     Resend,
     acknowledge,
-    ask_for_resend,
     backlogs,
     capture,
-    carry_out_next,
     delivery_counts,
     destination_reports,
     drifted_buckets,

@@ -9,14 +9,24 @@ from pathlib import Path
 from worker.buckets import Batch, Bucket, SampleTimestamp, StoredBucket, Window
 from worker.ledger import (
     WHOLE_QUEUE,
+    Job,
+    JobState,
     Ledger,
     Pending,
     Position,
     Refusal,
+    Resend,
+    ResendCount,
+    ResendResult,
     Scope,
     Stretch,
     acknowledge,
+    ask,
+    finish,
+    job,
     next_pending,
+    open_jobs,
+    queue_next,
     refuse,
 )
 from worker.ledger.session import Session
@@ -188,3 +198,36 @@ async def pending_ids(ledger: Ledger, destination: str = "prom") -> list[int]:
 
 async def acknowledge_all(ledger: Ledger, destination: str = "prom", ids: Sequence[int] | None = None) -> None:
     await ledger.write(acknowledge, destination, await pending_ids(ledger, destination) if ids is None else ids, NOW)
+
+
+def ask_for_resend(session: Session, resend: Resend, *, reason: str = "", asked_by: str = "", now: float = NOW) -> int:
+    return ask(session, resend, reason=reason, asked_by=asked_by, now=now)
+
+
+def carry_out_next(session: Session, now: float) -> Job | None:
+    """Queue all of the oldest resend that is open, in one go, and call it done; what it made pending stays so."""
+    found = next(iter(open_jobs(session)), None)
+    if found is None:
+        return None
+    while not queue_next(session, still_open(session, found.job_id), resend_of(found)):
+        pass
+    finish(session, found.job_id, JobState.DONE, still_open(session, found.job_id).result, now)
+    return job(session, found.job_id)
+
+
+def still_open(session: Session, number: int) -> Job:
+    found = job(session, number)
+    assert found is not None
+    assert found.is_open
+    return found
+
+
+def resend_of(found: Job) -> Resend:
+    assert isinstance(found.arguments, Resend)
+    return found.arguments
+
+
+def queued_by(found: Job | None) -> tuple[ResendCount, ...]:
+    assert found is not None
+    assert isinstance(found.result, ResendResult)
+    return found.result.queued

@@ -17,7 +17,10 @@ from tests.unit.ledger.fleet import (
     DATASET,
     NOW,
     T0,
+    ask_for_resend,
     bucket_of,
+    carry_out_next,
+    queued_by,
     samples_of,
     scope,
     tag,
@@ -35,10 +38,8 @@ from worker.ledger import (
     Resend,
     Stretch,
     acknowledge,
-    ask_for_resend,
     backlogs,
     capture,
-    carry_out_next,
     delivery_counts,
     drifted_buckets,
     expire,
@@ -380,8 +381,7 @@ class Verbs(RuleBasedStateMachine):
                     expected[name, before.state if before else "never queued"] += 1
                     model.deliveries[name][zone, minute] = Delivery(repaired=True)
         assert {(count.destination, count.state): count.buckets for count in plan} == expected
-        assert done is not None
-        assert done.queued == plan
+        assert queued_by(done) == plan
 
     @rule(zone=st.sampled_from(ZONES), minutes=minutes_of_capture)
     def fail_halfway(self, zone: int, minutes: list[int]) -> None:

@@ -13,19 +13,25 @@ from worker.ledger.session import QUERIES
 FOLDER = Path(worker.ledger.__file__).parent
 
 # Tables that grow with every window; the others have a row per zone, dataset, destination or repair.
-GROWING = {"bucket", "delivery", "series", "hole", "refusal", "reading"}
+GROWING = {"bucket", "delivery", "series", "hole", "refusal", "reading", "part"}
 
 # Which statements an index is there for.
 PURPOSE = {
-    "bucket_by_start": {"enqueue_ended_since", "prune_buckets", "resend_plan", "enqueue_again"},
+    "bucket_by_start": {
+        "enqueue_ended_since",
+        "prune_buckets",
+        "resend_plan",
+        "resend_stamped_before",
+        "captured_from",
+    },
     "delivery_queue": {"pending", "reorder_queue", "expire", "expire_too_old", "backlogs", "delivery_counts"},
     "delivery_acknowledged": {"delivery_counts"},
     "delivery_undelivered": {"delivery_counts", "undelivered"},
-    "delivery_by_job": {"resent", "forget_refusals"},
-    "refusal_by_delivery": {"forget_refusals"},
+    "delivery_by_job": {"resent", "pending_of_job", "not_delivered_of_job"},
+    "refusal_by_delivery": {"forget_refusals", "refused_of"},
     "refusal_by_destination": {"newest_refusals", "refused_samples"},
     "hole_by_start": {"prune_holes", "hole_counts"},
-    "job_asked": {"oldest_asked_job"},
+    "job_open": {"open_jobs"},
     "reading_by_dataset": {"newest_readings"},
 }
 

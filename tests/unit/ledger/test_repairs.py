@@ -1,3 +1,6 @@
+from array import array
+from dataclasses import replace
+
 import pytest
 
 from tests.unit.ledger.fleet import (
@@ -6,17 +9,21 @@ from tests.unit.ledger.fleet import (
     NOW,
     T0,
     acknowledge_all,
+    ask_for_resend,
     bucket,
     buckets,
+    carry_out_next,
     minutes,
     pending_ids,
     queue,
+    queued_by,
     refuse_whole,
     scope,
     tag,
     whole_queue,
     zones_and_minutes,
 )
+from worker.buckets import Bucket
 from worker.errors import LedgerDamagedError
 from worker.ledger import (
     Ledger,
@@ -25,13 +32,14 @@ from worker.ledger import (
     Resend,
     ResendCount,
     acknowledge,
-    ask_for_resend,
+    backlogs,
     capture,
-    carry_out_next,
     delivery_counts,
     expire,
     job,
     jobs,
+    not_delivered,
+    pending_of_job,
     plan_resend,
     record_scopes,
     refusals,
@@ -39,7 +47,9 @@ from worker.ledger import (
     refused_samples,
     register_destinations,
     resent,
+    stamped_before,
 )
+from worker.series import label_block
 
 EVERYTHING = Resend(since=T0, until=T0 + 1000 * HOUR)
 
@@ -66,7 +76,7 @@ async def test_a_repair_is_on_record_from_the_moment_it_is_asked_for(ledger: Led
         "ann@host",
         int(NOW),
     )
-    assert (asked.state, asked.finished_at, asked.queued) == ("asked", None, None)
+    assert (asked.state, asked.finished_at, asked.result) == ("asked", None, None)
 
 
 async def test_there_is_no_repair_of_a_number_that_was_never_given(ledger: Ledger) -> None:
@@ -117,8 +127,7 @@ async def test_a_resend_makes_pending_exactly_what_its_plan_counted(ledger: Ledg
 
     done = await ledger.write(carry_out_next, NOW)
 
-    assert done is not None
-    assert done.queued == plan == (ResendCount("prom", "acknowledged", 2, 6),)
+    assert queued_by(done) == plan == (ResendCount("prom", "acknowledged", 2, 6),)
     assert await queue(ledger) == [(1, 1), (2, 1)]
     assert await ledger.read(resent, number) == (ResendCount("prom", "pending", 2, 6),)
 
@@ -174,8 +183,7 @@ async def test_what_was_refused_in_part_is_sent_again_as_a_whole_and_its_refusal
     assert await ledger.read(refused_samples) == (RefusedSamples("mimir", 2, 2), RefusedSamples("prom", 2, 2))
     done = await ledger.write(carry_out_next, NOW)
 
-    assert done is not None
-    assert done.queued == (ResendCount("prom", "partial", 1, 3),)
+    assert queued_by(done) == (ResendCount("prom", "partial", 1, 3),)
     assert await queue(ledger) == [(1, 0)]
     assert await ledger.read(refused_samples) == (RefusedSamples("mimir", 2, 2), RefusedSamples("prom", 1, 1))
     (kept,) = await ledger.read(refusals, "prom", newest=5)
@@ -281,7 +289,7 @@ async def test_a_resend_of_nothing_is_done(ledger: Ledger) -> None:
     done = await ledger.write(carry_out_next, NOW)
 
     assert done is not None
-    assert (done.state, done.queued) == ("done", ())
+    assert (done.state, queued_by(done)) == ("done", ())
 
 
 async def test_a_repair_whose_record_is_damaged_is_told(ledger: Ledger) -> None:
@@ -300,3 +308,115 @@ async def test_a_bucket_without_samples_is_not_sent_again(ledger: Ledger) -> Non
     assert await ledger.read(plan_resend, EVERYTHING) == ()
     await resend(ledger, EVERYTHING)
     assert await ledger.read(delivery_counts) == ()
+
+
+METRIC = "cloudflare_zone_bytes"
+
+
+def of_two_metrics(hour: int) -> Bucket:
+    """A bucket of one zone with one sample of METRIC and two of another metric."""
+    others = bucket(1, hour, samples=2)
+    series = (label_block(METRIC, {"zone_id": tag(1)}), *others.series)
+    return replace(others, series=series, values=array("d", [float(hour), *others.values]))
+
+
+async def sent_of(ledger: Ledger) -> list[tuple[int, list[int], list[float]]]:
+    """Every pending bucket, with the numbers of the series that are to be sent of it, and their values."""
+    pages = await whole_queue(ledger, "prom")
+    return [
+        (each.bucket_id, array("I", each.series_ids).tolist(), array("d", each.values).tolist())
+        for page in pages
+        for each in page.batch.buckets
+    ]
+
+
+@pytest.fixture
+async def two(ledger: Ledger) -> tuple[int, int]:
+    """The numbers of two buckets; their series are 1 (of METRIC), 2 and 3."""
+    await ledger.write(capture, [of_two_metrics(0), of_two_metrics(1)], NOW)
+    first, second = await pending_ids(ledger)
+    return first, second
+
+
+ONE_METRIC = replace(EVERYTHING, metrics=(METRIC,))
+
+
+async def test_of_a_metric_only_its_samples_are_sent_again_where_the_rest_is_acknowledged(
+    ledger: Ledger, two: tuple[int, int]
+) -> None:
+    acknowledged, refused = two
+    await acknowledge_all(ledger, "prom", [acknowledged])
+    await ledger.write(refuse_whole, "prom", [refused])
+
+    await resend(ledger, ONE_METRIC)
+
+    (first, series, values), (second, all_series, _) = await sent_of(ledger)
+    assert (first, series, values) == (acknowledged, [1], [0.0])
+    assert (second, all_series) == (refused, [1, 2, 3]), "what was never acknowledged has to arrive as a whole"
+    assert [backlog.samples for backlog in await ledger.read(backlogs)] == [4]
+
+
+async def test_what_was_refused_of_a_bucket_goes_along_with_any_part_of_it(
+    ledger: Ledger, two: tuple[int, int]
+) -> None:
+    await acknowledge_all(ledger, "prom", two[1:])
+    await ledger.write(refuse, "prom", [Refusal(two[0], b"\3\0\0\0", 400, "no")], partly={two[0]}, now=NOW)
+
+    await resend(ledger, replace(ONE_METRIC, until=T0 + HOUR))
+
+    assert [(number, series) for number, series, _ in await sent_of(ledger)] == [(two[0], [1, 3])]
+    assert await ledger.read(refused_samples) == ()
+
+
+async def test_a_metric_that_a_bucket_does_not_have_leaves_it_alone(ledger: Ledger, two: tuple[int, int]) -> None:
+    await acknowledge_all(ledger, "prom", two)
+
+    await resend(ledger, replace(EVERYTHING, metrics=("no_such_metric",)))
+
+    assert await pending_ids(ledger) == []
+
+
+async def test_a_part_that_is_asked_for_again_as_a_whole_is_sent_as_a_whole(
+    ledger: Ledger, two: tuple[int, int]
+) -> None:
+    await acknowledge_all(ledger, "prom", two)
+    await resend(ledger, ONE_METRIC)
+    assert [series for _, series, _ in await sent_of(ledger)] == [[1], [1]]
+    await acknowledge_all(ledger, "prom", two)
+
+    await resend(ledger, EVERYTHING)
+
+    assert [series for _, series, _ in await sent_of(ledger)] == [[1, 2, 3], [1, 2, 3]]
+    assert [backlog.samples for backlog in await ledger.read(backlogs)] == [6]
+
+
+async def test_a_part_whose_row_is_damaged_is_sent_as_a_whole(ledger: Ledger, two: tuple[int, int]) -> None:
+    await acknowledge_all(ledger, "prom", two)
+    await resend(ledger, ONE_METRIC)
+
+    await ledger.write(lambda session: session._connection.execute("UPDATE part SET series_ids = x'09000000'"))
+
+    assert [series for _, series, _ in await sent_of(ledger)] == [[1, 2, 3], [1, 2, 3]]
+
+
+async def test_buckets_older_than_a_moment_are_counted(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1, 2], range(4)), NOW)
+
+    assert await ledger.read(stamped_before, EVERYTHING, T0 + 2 * HOUR) == 4
+    assert await ledger.read(stamped_before, replace(EVERYTHING, zones=(tag(1),)), T0 + 2 * HOUR) == 2
+
+
+async def test_the_reasons_of_what_was_not_delivered_are_told_the_most_frequent_first(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1], range(4)), NOW)
+    await acknowledge_all(ledger)
+    number = await ask(ledger)
+    await ledger.write(carry_out_next, NOW)
+    first, *others = await pending_ids(ledger)
+    await ledger.write(refuse_whole, "prom", others, status=400, reason="too old")
+    await ledger.write(refuse_whole, "prom", [first], status=422, reason="too long")
+
+    assert [(each.buckets, each.reason) for each in await ledger.read(not_delivered, number)] == [
+        (3, "too old"),
+        (1, "too long"),
+    ]
+    assert await ledger.read(pending_of_job, number) == 0

@@ -9,6 +9,7 @@ from tests.unit.ledger.fleet import NOW, acknowledge_all, content, pending_ids, 
 from tests.unit.ledger.version_1 import SCHEMA_1, rows, turn_into_version_1, version, watch_migration, write_everything
 from worker.errors import LedgerDamagedError, LedgerFullError, LedgerUnusableError
 from worker.ledger import Ledger, delivery, migrations, register_destinations
+from worker.ledger.migrations import CURRENT_VERSION
 
 SEGMENT = 3  # of the columns of delivery
 STATE = 2
@@ -41,6 +42,10 @@ def hooks() -> Iterator[Callable[[Callable[[str], None]], None]]:
 
     yield watch
     apsw.connection_hooks = before
+
+
+def copy_of(path: Path, untouched: bytes) -> None:
+    path.write_bytes(untouched)
 
 
 def schema(path: Path) -> set[tuple[object, ...]]:
@@ -76,7 +81,7 @@ async def test_its_schema_is_that_of_a_new_ledger_to_the_letter(old: Path, tmp_p
     await Ledger.open(old).close()
     await Ledger.open(tmp_path / "new.db").close()
 
-    assert version(old) == version(tmp_path / "new.db") == 2
+    assert version(old) == version(tmp_path / "new.db") == CURRENT_VERSION
     assert schema(old) == schema(tmp_path / "new.db")
 
 
@@ -87,6 +92,14 @@ async def test_every_row_is_kept(old: Path, written: Path) -> None:
     after, today = rows(old), rows(written)
     assert after.pop("refusal") == []
     del today["refusal"]
+    jobs_before, jobs_after = before["job"], after.pop("job")
+    del today["job"]
+    # A job got its progress and whether it was to be cancelled before its last two columns.
+    assert [row[:7] for row in jobs_after] == [row[:7] for row in jobs_before]
+    assert {row[7:9] for row in jobs_after} == {("{}", None)}
+    assert [(row[9], row[10]) for row in jobs_after] == [
+        (at, None if queued is None else f'{{"queued":{queued}}}') for *_, at, queued in jobs_before
+    ]
     deliveries, deliveries_today = after.pop("delivery"), today.pop("delivery")
     assert after == today
     assert [without_segment(row) for row in deliveries] == [without_segment(row) for row in before["delivery"]]
@@ -159,10 +172,10 @@ def statements_of_a_migration(copy: Path, hooks: Callable[[Callable[[str], None]
     return seen
 
 
-async def test_an_error_at_any_statement_leaves_version_1_and_the_next_start_migrates_it(
+async def test_an_error_at_any_statement_leaves_the_version_before_and_the_next_start_migrates_it(
     old: Path, tmp_path: Path, hooks: Callable[[Callable[[str], None]], None]
 ) -> None:
-    before, schema_before = rows(old), schema(old)
+    before, schema_before, untouched = rows(old), schema(old), content(old)
     copy = tmp_path / "copy.db"
     copy.write_bytes(content(old))
     statements = statements_of_a_migration(copy, hooks)
@@ -180,12 +193,18 @@ async def test_an_error_at_any_statement_leaves_version_1_and_the_next_start_mig
         with pytest.raises(LedgerFullError):
             Ledger.open(old)
         hooks(lambda _: None)
-        assert version(old) == 1
-        assert schema(old) == schema_before
-        assert rows(old) == before
+        if version(old) == 1:
+            assert schema(old) == schema_before
+            assert rows(old) == before
+        else:  # the first step was taken, and the second one was not begun
+            assert version(old) == 2
+            assert "job_2" not in rows(old)
+            await Ledger.open(old).close()
+            assert rows(old) == rows(copy)
+            copy_of(old, untouched)
 
     await Ledger.open(old).close()
-    assert version(old) == 2
+    assert version(old) == CURRENT_VERSION
     assert rows(old) == rows(copy)
 
 
@@ -213,7 +232,7 @@ def test_tables_that_are_not_those_of_version_1_are_damage_and_stay_as_they_are(
 
 @pytest.mark.parametrize("opening", [Ledger.open_read_only, Ledger.open_to_ask])
 def test_whoever_only_reads_or_asks_waits_for_the_worker(old: Path, opening: Callable[[Path], Ledger]) -> None:
-    with pytest.raises(LedgerUnusableError, match="schema version 1; `cfrw run` brings it to 2"):
+    with pytest.raises(LedgerUnusableError, match=f"schema version 1; `cfrw run` brings it to {CURRENT_VERSION}"):
         opening(old)
 
     assert version(old) == 1

@@ -14,8 +14,10 @@ from tests.unit.ledger.fleet import (
     NOW,
     T0,
     acknowledge_all,
+    ask_for_resend,
     bucket,
     buckets,
+    carry_out_next,
     minutes,
     pending_ids,
     refuse_whole,
@@ -28,9 +30,7 @@ from worker.ledger import (
     HoleReason,
     Ledger,
     Resend,
-    ask_for_resend,
     capture,
-    carry_out_next,
     expire,
     log_requests,
     note_failure,
@@ -101,7 +101,7 @@ def turn_into_version_1(written: Path, path: Path) -> None:
         kept = connection.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'").fetchall()
         for (table,) in sorted(kept, key=lambda row: row == ("sqlite_sequence",)):
             connection.execute(f"DELETE FROM main.{table}")  # noqa: S608 - of the schema
-            if table not in ("destination", "delivery"):
+            if table not in ("destination", "delivery", "job"):
                 connection.execute(f"INSERT INTO main.{table} SELECT * FROM today.{table}")  # noqa: S608 - of the schema
         connection.execute("""
             INSERT INTO main.destination
@@ -111,7 +111,12 @@ def turn_into_version_1(written: Path, path: Path) -> None:
             SELECT
                 bucket_id, destination_id, state, start - start % ((window_end - start) * segment_windows), scope_id,
                 start, window_end, sample_count, job_id, decided_at, status, reason
-            FROM today.delivery JOIN main.destination ON destination.id = delivery.destination_id
+            FROM today.delivery JOIN main.destination ON destination.id = delivery.destination_id;
+            INSERT INTO main.job
+            SELECT
+                id, kind, json_remove(arguments, '$.metrics', '$.only_missing'), reason, asked_by, asked_at, state,
+                finished_at, json_extract(result, '$.queued')
+            FROM today.job
         """)
     connection.close()
 

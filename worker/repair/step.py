@@ -1,0 +1,26 @@
+"""What a step of a repair came to, and who can take one."""
+
+from enum import Enum, auto
+from typing import Protocol
+
+from worker.ledger import Job
+
+
+class Step(Enum):
+    """What came of one step."""
+
+    WENT_ON = auto()
+    """Something was done, and there may be more."""
+
+    WAITS = auto()
+    """Nothing can be done until something else has happened."""
+
+    ENDED = auto()
+    """The repair is on record as finished."""
+
+
+class Carrier(Protocol):
+    """Knows how one kind of repair is carried out."""
+
+    async def step(self, job: Job) -> Step:
+        """Carry out a part of the repair, as it stands in the journal, and write down how far it is."""

@@ -22,10 +22,10 @@ import apsw
 
 from worker import __version__
 from worker.clock import Clock
-from worker.cloudflare import FACT_SETS, Api, CloudflareApi, Priority, Quota, RateLimitType
+from worker.cloudflare import FACT_SETS, Api, CloudflareApi, OnRequest, Priority, Quota, RateLimitType, unobserved
 from worker.collect import LOOP as COLLECT
 from worker.collect import Collector
-from worker.config import Settings
+from worker.config import CloudflareSettings, Settings
 from worker.datasets import catalogue_of, chosen
 from worker.drift import LOOP as DRIFT
 from worker.drift import DriftMeter
@@ -33,7 +33,7 @@ from worker.errors import WorkerError
 from worker.facts import LOOP as FACTS
 from worker.facts import FactReader
 from worker.health import Health
-from worker.ledger import Ledger, Resend, register_destinations
+from worker.ledger import Backfill, Ledger, Resend, register_destinations
 from worker.maintain import INTERVAL_SECONDS as MAINTAIN_SECONDS
 from worker.maintain import LOOP as MAINTAIN
 from worker.maintain import Maintainer
@@ -42,7 +42,7 @@ from worker.push import IDLE_SECONDS, Pusher
 from worker.remote_write import RemoteWriteClient
 from worker.repair import INTERVAL_SECONDS as REPAIR_SECONDS
 from worker.repair import LOOP as REPAIR
-from worker.repair import Repairer, Resender
+from worker.repair import Backfiller, Repairer, Resender
 from worker.report import Running, RunningDestination, report_status
 from worker.series import MetricMetadata
 from worker.serve import Server, create_app
@@ -67,6 +67,22 @@ log = get_logger()
 T = TypeVar("T")
 
 
+def api_of(settings: CloudflareSettings, clock: Clock, *, on_request: OnRequest = unobserved) -> CloudflareApi:
+    """Cloudflare's API as the settings have it, with a quota of its own."""
+    return CloudflareApi(
+        api_url=settings.api_url,
+        token=settings.api_token.get_secret_value(),
+        clock=clock,
+        on_request=on_request,
+        quota=Quota(
+            clock,
+            graphql=settings.graphql_requests_per_5_minutes,
+            total=settings.requests_per_5_minutes,
+            rate_limit_type=RateLimitType(settings.rate_limit_type),
+        ),
+    )
+
+
 class Worker:
     """All parts of one worker, made and connected. An async context manager: leaving it closes what it holds."""
 
@@ -81,18 +97,7 @@ class Worker:
         catalogue = catalogue_of(settings.cloudflare)
         self.collected = chosen(settings.cloudflare, catalogue)
         self.senders = [RemoteWriteClient(destination, clock) for destination in settings.destinations]
-        self.api = CloudflareApi(
-            api_url=settings.cloudflare.api_url,
-            token=settings.cloudflare.api_token.get_secret_value(),
-            clock=clock,
-            on_request=self._count_request,
-            quota=Quota(
-                clock,
-                graphql=settings.cloudflare.graphql_requests_per_5_minutes,
-                total=settings.cloudflare.requests_per_5_minutes,
-                rate_limit_type=RateLimitType(settings.cloudflare.rate_limit_type),
-            ),
-        )
+        self.api = api_of(settings.cloudflare, clock, on_request=self._count_request)
         self.ledger = Ledger.open(settings.ledger.path)
         self.health = Health(clock)
         self.metrics = Metrics(
@@ -166,7 +171,18 @@ class Worker:
             ledger=self.ledger,
             clock=clock,
             health=self.health,
-            carriers={Resend: Resender(ledger=self.ledger, clock=clock)},
+            carriers={
+                Resend: Resender(ledger=self.ledger, clock=clock),
+                Backfill: Backfiller(
+                    settings.cloudflare,
+                    catalogue=catalogue,
+                    collected=self.collected.datasets,
+                    max_ledger_bytes=settings.ledger.max_bytes,
+                    api=self.api,
+                    ledger=self.ledger,
+                    clock=clock,
+                ),
+            },
         )
         self._expect_loops()
         for api in Api:

@@ -76,7 +76,7 @@ class Listing:
             if monotonic - self._tried_at < self._settings.collection_interval_seconds:
                 return False
         else:
-            await self._recall_requests()
+            await recall_requests(self._ledger, self._api, self._clock)
             await self._recall_scopes()
         self._tried_at = monotonic
         await self._verify_token()
@@ -96,13 +96,6 @@ class Listing:
             case _:
                 assert_never(listing)
         return False
-
-    async def _recall_requests(self) -> None:
-        """Count what the process before this one sent, and what it may have had under way when it ended."""
-        now = self._clock.now()
-        for api, ended_at in (await self._ledger.read(logged_requests)).items():
-            self._api.quota.remember(Api(api), [now - moment for moment in ended_at])
-            self._api.quota.remember(Api(api), [0.0] * _UNDER_WAY)
 
     async def _recall_scopes(self) -> None:
         """Begin with the scopes that the ledger knows, as far as today's settings leave them."""
@@ -151,6 +144,16 @@ class Listing:
                 log.warning("The API token could not be verified", kind=failure.kind, error=failure.message)
             case _:
                 assert_never(check)
+
+
+async def recall_requests(ledger: Ledger, api: CloudflareApi, clock: Clock) -> None:
+    """Count what the process before this one sent, and what it may have had under way when it ended; once."""
+    if api.quota.has_remembered:
+        return
+    now = clock.now()
+    for kind, ended_at in (await ledger.read(logged_requests)).items():
+        api.quota.remember(Api(kind), [now - moment for moment in ended_at])
+        api.quota.remember(Api(kind), [0.0] * _UNDER_WAY)
 
 
 def recalled(known: Iterable[KnownScope], settings: CloudflareSettings) -> list[Scope]:

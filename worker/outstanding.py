@@ -6,7 +6,7 @@ what was wrong may be one of them, and it shall not cost its neighbours their wi
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -55,7 +55,16 @@ class Runs:
         """The oldest windows up to the first gap; empty where there is none."""
         return self._runs[0] if self._runs else range(0)
 
+    def before(self, moment: float) -> "Runs":
+        """What starts before this moment."""
+        return Runs(run[: len(range(run.start, math.ceil(moment), run.step))] for run in self._runs)
+
+    def __iter__(self) -> Iterator[range]:
+        """The runs, oldest first."""
+        return iter(self._runs)
+
     def __len__(self) -> int:
+        """How many windows they are together."""
         return sum(map(len, self._runs))
 
 

@@ -196,7 +196,7 @@ def config_file(folder: Path, scene: Scene, **destination: object) -> Path:
 
 # --------------------------------------------------------------------------------------------------- help and usage
 
-COMMANDS = ("run", "check", "datasets", "status", "resend", "journal", "simulate", "demo")
+COMMANDS = ("run", "check", "datasets", "status", "resend", "backfill", "journal", "simulate", "demo")
 
 
 def test_without_a_command_the_help_is_shown() -> None:
@@ -680,6 +680,106 @@ def test_a_user_without_a_name_is_on_record_by_number(scene: Scene, monkeypatch:
     monkeypatch.setattr(getpass, "getuser", unknown)
     assert scene.cfrw("resend", "--since", "10h").exit_code == 0
     assert scene.journal()[0]["by"] == f"uid {os.getuid()}@{os.uname().nodename}"
+
+
+# ------------------------------------------------------------------------------------------- backfill and journal
+
+
+def test_a_backfill_fetches_what_is_missing_and_a_second_one_nothing(scene: Scene) -> None:
+    scene.collected()
+    before = sum(report.captured for report in scene.reports())
+    dry = json.loads(scene.cfrw("backfill", "--from", "12h", "--dry-run", "--json").stdout)
+    assert (dry["windows"], dry["requests"], dry["out_of_reach"]) == (dry["missing"][0]["windows"], 1, [])
+    assert sum(report.captured for report in scene.reports()) == before
+
+    result = scene.cfrw("backfill", "--from", "12h", "--reason", "the worker was away")
+    assert result.exit_code == 0, result.output
+    assert f"Captured {dry['windows']} buckets" in result.stdout
+    captured = {start for _, _, _, _, start, *_ in scene.content()["bucket"]}
+    starts = range(min(captured), max(captured) + HOUR, HOUR)
+    assert captured == set(starts)
+    assert len(starts) in {11, 12}
+    wanted = expected_content(scene.world.fleet, scene.world.fleet.zones, starts)
+    received = {frozenset(labels): samples for labels, samples in scene.world.receiver.samples.items()}
+    assert difference(wanted, received) == SAME
+    requests = scene.world.receiver.answers.total()
+
+    again = scene.cfrw("backfill", "--from", "12h")
+    assert (again.exit_code, again.stdout) == (0, "Nothing is missing that can be fetched\n")
+    assert scene.world.receiver.answers.total() == requests
+    (entry,) = scene.journal()
+    assert (entry["reason"], entry["state"]) == ("the worker was away", "done")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--from", "73h"], "is further back than CF_BACKFILL_MAX_HOURS (72 h) allows; --max-hours 73 goes that far"),
+        (
+            ["--from", "7h", "--max-hours", "6"],
+            "is further back than --max-hours 6 allows; --max-hours 7 goes that far",
+        ),
+        (["--from", "1h", "--to", "2h"], "nothing lies between --from"),
+        (["--from", "2999-01-01"], "is in the future"),
+        (["--from", "2h", "--zone", "no-such-zone"], "--zone no-such-zone is not known"),
+        (["--from", "2h", "--dataset", "http_request"], "did you mean http_requests"),
+        (["--from", "2h", "--dataset", "certificates"], "facts have no past"),
+    ],
+)
+def test_what_cannot_be_fetched_is_told_with_exit_code_2_and_not_put_on_record(
+    arguments: list[str], told: str, scene: Scene
+) -> None:
+    scene.collected()
+    result = scene.cfrw("backfill", *arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert scene.journal() == []
+
+
+def test_the_journal_lists_repairs_and_shows_one(scene: Scene) -> None:
+    scene.collected()
+    assert scene.cfrw("journal").stdout == "no repair is on record\n"
+    assert scene.cfrw("resend", "--since", "10h", "--reason", "the disk was swapped").exit_code == 0
+    assert scene.cfrw("resend", "--since", "2h").exit_code == 0
+
+    listed = scene.cfrw("journal")
+    assert listed.exit_code == 0
+    assert [line.split()[0] for line in listed.stdout.splitlines()[2:]] == ["2", "1"]
+    assert [each["job_id"] for each in json.loads(scene.cfrw("journal", "--newest", "1", "--json").stdout)] == [2]
+    shown = scene.cfrw("journal", "1").stdout
+    assert "the disk was swapped" in shown
+    assert "buckets queued again" in shown
+    assert json.loads(scene.cfrw("journal", "1", "--json").stdout)["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["7"], "there is no repair 7; `cfrw journal` lists those on record"),
+        (["--cancel"], "--cancel needs the number of a repair"),
+        (["1", "--cancel"], "repair 1 has ended (done); there is nothing to cancel"),
+    ],
+)
+def test_what_the_journal_cannot_do_is_told_with_exit_code_2(arguments: list[str], told: str, scene: Scene) -> None:
+    scene.collected()
+    assert scene.cfrw("resend", "--since", "10h").exit_code == 0
+    result = scene.cfrw("journal", *arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+def test_a_repair_that_waits_can_be_cancelled(scene: Scene, tmp_path: Path) -> None:
+    scene.collected()
+    quick = config_file(tmp_path, scene, queue_config={"min_backoff": "1ms", "max_backoff": "1ms"})
+    scene.environment = dict.fromkeys(scene.environment)
+    scene.world.receiver.failure = Failure(503)
+    assert scene.cfrw("resend", "--since", "10h", "--config", str(quick)).exit_code == 3
+    cancelled = scene.cfrw("journal", "1", "--cancel", "--config", str(quick))
+    assert "asked to end" in cancelled.stdout
+    scene.world.receiver.failure = None
+    assert scene.cfrw("run", "--once", "--config", str(quick)).exit_code == 0
+    (entry,) = scene.journal()
+    assert entry["state"] == "done", "it had queued all that it was to queue"
 
 
 # --------------------------------------------------------------------------------------------------- secrets

@@ -110,7 +110,9 @@ def _print_one(found: Job) -> None:
             print_reasons(reasons)
         case BackfillResult(outcome=outcome, reasons=reasons, out_of_reach=out_of_reach):
             for each in out_of_reach:
-                print_line(console, f"{each.dataset}: {each.windows:,} windows out of reach: {each.reason}")
+                print_line(
+                    console, f"{each.dataset}: {each.windows:,} windows out of reach ({each.reason}): {each.detail}"
+                )
             print_counts("What became of it", outcome)
             print_reasons(reasons)
         case None:

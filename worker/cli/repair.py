@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from textwrap import shorten
 from types import TracebackType
 from typing import Self
 
@@ -36,6 +37,9 @@ _LINE_SECONDS = 15.0
 
 # A reason is a sentence; a command line that names a hundred zones is longer than anybody reads in a journal.
 _MOST_REASON_CHARACTERS = 1000
+
+# The first sentence of a receiver's answer says what is wrong; the status has all of it.
+_MOST_ANSWER_CHARACTERS = 240
 
 reason_option = click.option("--reason", metavar="TEXT", help="Why, for the journal; the command line by default.")
 on_interrupt_option = click.option(
@@ -214,7 +218,7 @@ def print_reasons(reasons: Sequence[Undelivered]) -> None:
     """Why buckets are not delivered, a line each."""
     for each in reasons:
         status = "" if each.status is None else f"HTTP {each.status}: "
-        reason = " ".join(each.reason.split())
+        reason = shorten(each.reason, _MOST_ANSWER_CHARACTERS, placeholder="…")
         print_line(terminal(), f"{each.destination}: {each.buckets:,} {each.state}: {status}{reason}")
 
 

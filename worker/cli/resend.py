@@ -21,7 +21,7 @@ from worker.cli.repair import carry_out, is_delivered, on_interrupt_option, prin
 from worker.cli.tables import print_json
 from worker.clock import SystemClock
 from worker.cloudflare import FACT_SETS
-from worker.config import Settings
+from worker.config import DestinationSettings, Settings
 from worker.datasets import catalogue_of
 from worker.errors import UsageError
 from worker.ledger import Ledger, Resend, ResendCount, ResendResult, plan_resend, scope_reports, stamped_before
@@ -119,16 +119,27 @@ def resend(
 
 def _print_plan(plan: Plan, *, dry_run: bool) -> None:
     print_counts("Would be sent again" if dry_run else "To be sent again", plan.counts)
-    for each in plan.too_old:
-        click.echo(
-            f"{each.destination}: {each.buckets:,} of them are older than {span(each.window_seconds)}, which is all"
-            " that it takes: they will be recorded as expired"
-        )
+    print_too_old(plan.too_old)
     if any(count.state == "acknowledged" for count in plan.counts):
         click.echo(
             "A VictoriaMetrics without deduplication counts samples twice that it has already: --only-missing leaves"
             " those out."
         )
+
+
+def print_too_old(too_old: Sequence[TooOld]) -> None:
+    """What a destination will not get for its age, a line each."""
+    for each in too_old:
+        click.echo(
+            f"{each.destination}: {each.buckets:,} of them are older than {span(each.window_seconds)}, which is all"
+            " that it takes: they will be recorded as expired"
+        )
+
+
+def age_limit_seconds(destination: DestinationSettings) -> float | None:
+    """How old a sample may be for a destination to take it, as far as the settings say."""
+    limits = (destination.out_of_order_time_window_seconds, destination.queue.sample_age_limit_seconds)
+    return min((seconds for seconds in limits if seconds), default=None)
 
 
 async def _plan(settings: Settings, wanted: Resend, now: float) -> Plan:
@@ -148,8 +159,7 @@ async def _plan(settings: Settings, wanted: Resend, now: float) -> Plan:
         counts = await ledger.read(plan_resend, wanted)
         too_old = []
         for destination in settings.destinations:
-            limits = (destination.out_of_order_time_window_seconds, destination.queue.sample_age_limit_seconds)
-            window_seconds = min((seconds for seconds in limits if seconds), default=None)
+            window_seconds = age_limit_seconds(destination)
             if window_seconds is None or (wanted.destinations and destination.name not in wanted.destinations):
                 continue
             if buckets := await ledger.read(stamped_before, wanted, now - window_seconds):

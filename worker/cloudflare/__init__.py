@@ -21,7 +21,7 @@ from worker.cloudflare.catalogue import (
     select_datasets,
     shipped,
 )
-from worker.cloudflare.client import OnRequest
+from worker.cloudflare.client import OnRequest, unobserved
 from worker.cloudflare.discovery import (
     AccountList,
     TokenAccepted,
@@ -91,4 +91,5 @@ __all__ = [
     "selects",
     "shipped",
     "signature",
+    "unobserved",
 ]

@@ -6,7 +6,7 @@ one query, and a number that nobody asks for is missed for good. Pure; `worker.c
 """
 
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from worker.cloudflare.catalogue import Dataset, Grain
 from worker.cloudflare.errors import ApiFailure
@@ -42,11 +42,13 @@ Entitlements = Mapping[str, Entitlement | ApiFailure]
 class Narrowed:
     """What can be asked for.
 
-    dropped: the fields that are left out, named like `sum_threats`, `sum_countryMap`, `sum_countryMap_bytes`.
+    dropped:           the fields that are left out, named like `sum_threats`, `sum_countryMap`, `sum_countryMap_bytes`.
+    retention_seconds: how long ago a query may begin; None where that is not known.
     """
 
     dataset: Dataset
     dropped: frozenset[str] = frozenset()
+    retention_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def entitled(
     narrowed = dataset.without(dropped)
     if narrowed.is_empty:
         return Denied(f"the plan includes none of the fields of {grain.node} that {dataset.name} is made of")
-    return _within(entitlement.max_fields, Narrowed(narrowed, dropped), grain)
+    return _within(entitlement.max_fields, Narrowed(narrowed, dropped, entitlement.retention_seconds), grain)
 
 
 def _refusal(grain: Grain, entitlement: Entitlement, delay_seconds: int) -> str | None:
@@ -143,7 +145,7 @@ def _within(max_fields: int | None, narrowed: Narrowed, grain: Grain) -> Narrowe
         items = dataset.breakdowns or dataset.totals
         ranked = dataset.top and "_".join(dataset.top.by)
         last = [item.field for item in items if item.field != ranked][-1]
-        narrowed = Narrowed(dataset.without({last}), narrowed.dropped | {last})
+        narrowed = replace(narrowed, dataset=dataset.without({last}), dropped=narrowed.dropped | {last})
     return narrowed
 
 

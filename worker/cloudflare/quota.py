@@ -44,8 +44,8 @@ LIVE_SHARE = 1 - 4 / PLACES_PER_TURN
 # A backlog would take all places at once, and live requests would find none for five minutes. So what is not live gets
 # no more in any minute than all floors together could claim of a whole budget that comes free at once: 16 % of the
 # limit, which is 5 x 16 % = 80 % of the budget.
-_PACE_SECONDS = 60.0
-_PACE_SHARE = 4 / PLACES_PER_TURN
+PACE_SECONDS = 60.0
+PACE_SHARE = 4 / PLACES_PER_TURN
 
 # Of what one request costs, each answer moves the estimate by an eighth: ten answers after a change it is 3/4 there.
 _COST_WEIGHT = 1 / 8
@@ -123,7 +123,7 @@ class _Budget:
 
     def __init__(self, limit: int, remembered: Iterable[float] = ()) -> None:
         self.all = _Places(limit, WINDOW_SECONDS, remembered)
-        self._paced = _Places(max(1, int(limit * _PACE_SHARE)), _PACE_SECONDS)
+        self._paced = _Places(max(1, int(limit * PACE_SHARE)), PACE_SECONDS)
 
     def places(self, priority: Priority) -> tuple[_Places, ...]:
         return (self.all,) if priority is Priority.LIVE else (self.all, self._paced)
@@ -193,6 +193,8 @@ class Quota:
         self.rate_limit_type = rate_limit_type
         self.cost_per_request: float | None = None
         """What one query costs by Cloudflare's own reckoning, averaged over the last answers that said so."""
+        self.has_remembered = False
+        """Whether it was told what another process sent with this token."""
         self.budget_left: int | None = None
         """What Cloudflare's last answer that said so left of its own budget, in the unit of the cost."""
         self._clock = clock
@@ -284,6 +286,7 @@ class Quota:
 
         Which account a query was counted against is not known: it counts against each of them.
         """
+        self.has_remembered = True
         now = self._clock.monotonic()
         ended = sorted(now - max(0.0, seconds) for seconds in seconds_ago)
         if api is Api.REST:

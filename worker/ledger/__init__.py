@@ -9,6 +9,7 @@ Promises: what `write` returned from is on disk and survives a kill and a power 
 bucket leaves `pending` only by a recorded decision; a row whose content is damaged is noticed and never sent.
 """
 
+from worker.ledger.backfill import added, capture_for
 from worker.ledger.capture import Captured, Hole, HoleReason, capture, record_holes
 from worker.ledger.delivery import (
     ONE_LANE,
@@ -96,6 +97,7 @@ from worker.ledger.scopes import (
     Scope,
     denials,
     denied_counts,
+    missing_windows,
     newest_timestamps,
     outstanding_windows,
     present_scopes,
@@ -140,10 +142,12 @@ __all__ = [
     "Stretch",
     "Undelivered",
     "acknowledge",
+    "added",
     "ask",
     "ask_to_cancel",
     "backlogs",
     "capture",
+    "capture_for",
     "captured_samples",
     "chosen_after",
     "delivery_counts",
@@ -162,6 +166,7 @@ __all__ = [
     "last_captured_before",
     "log_requests",
     "logged_requests",
+    "missing_windows",
     "newest_captured",
     "newest_readings",
     "newest_timestamps",

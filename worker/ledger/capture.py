@@ -64,8 +64,11 @@ class Captured(CapturedCount):
     by_dataset: Mapping[str, CapturedCount] = field(compare=False, default_factory=dict)
 
 
-def capture(session: Session, buckets: Sequence[Bucket], now: float) -> Captured:
-    """Write buckets, queue them for every destination, and close the holes they fill; all of it or nothing."""
+def capture(session: Session, buckets: Sequence[Bucket], now: float, *, job_id: int | None = None) -> Captured:
+    """Write buckets, queue them for every destination, and close the holes they fill; all of it or nothing.
+
+    job_id: the repair that asked for them.
+    """
     outcomes = {bucket.dataset: Counter[str]() for bucket in buckets}
     dataset_ids = {name: dataset_number(session, name) for name in {bucket.dataset for bucket in buckets}}
     scope_ids = {tag: scope_number(session, tag) for tag in {bucket.scope for bucket in buckets}}
@@ -100,7 +103,7 @@ def capture(session: Session, buckets: Sequence[Bucket], now: float) -> Captured
     if first_id:
         # Numbers are given in ascending order and never twice: from this one on, all are of this call.
         session.change("close_holes", first_id=first_id)
-        session.change("enqueue", first_id=first_id)
+        session.change("enqueue", first_id=first_id, job_id=job_id)
     by_dataset = {name: _counted(outcome) for name, outcome in outcomes.items()}
     total = _counted(sum(outcomes.values(), Counter[str]()))
     return Captured(total.buckets, total.samples, total.unchanged, total.drifted, by_dataset)

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from worker.ledger.capture import HoleReason
 from worker.ledger.session import Session, Value
 
 
@@ -116,11 +117,12 @@ class ResendResult:
 
 @dataclass(frozen=True, slots=True)
 class OutOfReach:
-    """Windows of a dataset that a backfill could not get, and why."""
+    """Windows of a dataset that a backfill cannot get; `detail` is for people."""
 
     dataset: str
     windows: int
-    reason: str
+    reason: HoleReason
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,13 @@ SELECT start FROM hole
 WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds AND start >= :since
     AND reason = 'expired'
 
+-- name: captured_between
+SELECT bucket.start, bucket.width_seconds
+FROM json_each(:widths) AS width
+CROSS JOIN bucket
+WHERE bucket.dataset_id = :dataset_id AND bucket.scope_id = :scope_id AND bucket.width_seconds = width.value
+    AND bucket.start > :since - width.value AND bucket.start < :until
+
 -- Of each width the newest bucket is one look into the index.
 -- name: newest_timestamp
 SELECT max((
@@ -132,11 +139,11 @@ UPDATE delivery SET segment = start - start % max(window_end - start, :segment_s
 WHERE destination_id = :destination_id AND state = 'pending'
 
 -- name: enqueue
-INSERT INTO delivery (bucket_id, destination_id, state, segment, scope_id, start, window_end, sample_count)
+INSERT INTO delivery (bucket_id, destination_id, state, segment, scope_id, start, window_end, sample_count, job_id)
 SELECT
     bucket.id, destination.id, 'pending',
     bucket.start - bucket.start % max(bucket.width_seconds, destination.segment_seconds),
-    bucket.scope_id, bucket.start, bucket.start + bucket.width_seconds, length(bucket.sample_values) / 8
+    bucket.scope_id, bucket.start, bucket.start + bucket.width_seconds, length(bucket.sample_values) / 8, :job_id
 FROM bucket CROSS JOIN destination
 WHERE bucket.id >= :first_id AND length(bucket.sample_values) > 0 AND destination.gone_at IS NULL
 

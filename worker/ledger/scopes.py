@@ -114,6 +114,32 @@ def outstanding_windows(
     return outstanding
 
 
+def missing_windows(
+    session: Session, *, dataset: str, widths_seconds: Sequence[int], tag: str, starts: range
+) -> list[range]:
+    """Of the windows `starts`, those without a bucket, expected or not: runs without a gap, oldest first.
+
+    A window that overlaps a bucket of another width is left out: both would be values of one series for one time.
+
+    widths_seconds: all that the dataset has.
+    """
+    if not starts:
+        return []
+    found = session.rows(
+        "captured_between",
+        dataset_id=session.number_of("dataset_id", dataset),
+        scope_id=scope_number(session, tag),
+        widths=json.dumps(list(widths_seconds)),
+        since=starts.start,
+        until=starts.stop,
+    )
+    taken: set[int] = set()
+    for start, width_seconds in found:
+        first = start - start % starts.step
+        taken.update(range(first, start + width_seconds, starts.step))
+    return _runs_without(starts, sorted(taken))
+
+
 def newest_timestamps(
     session: Session, *, dataset: str, widths_seconds: Sequence[int], tags: Sequence[str]
 ) -> dict[str, int | None]:

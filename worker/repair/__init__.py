@@ -17,6 +17,7 @@ from worker.errors import LedgerFullError
 from worker.health import Health
 from worker.ledger import Arguments, Job, Ledger, Resend, open_jobs
 from worker.observe import get_logger
+from worker.repair.backfill import Backfiller
 from worker.repair.resend import Resender
 from worker.repair.step import Carrier, Step
 
@@ -30,7 +31,7 @@ STEP_SECONDS = 0.1
 
 log = get_logger()
 
-__all__ = ["INTERVAL_SECONDS", "LOOP", "STEP_SECONDS", "Carrier", "Repairer", "Resender", "Step"]
+__all__ = ["INTERVAL_SECONDS", "LOOP", "STEP_SECONDS", "Backfiller", "Carrier", "Repairer", "Resender", "Step"]
 
 
 class Repairer:

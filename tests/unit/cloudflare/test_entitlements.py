@@ -75,7 +75,8 @@ def test_what_cannot_be_asked_for_is_denied_with_the_reason(entitlement: Entitle
 
 def test_bounds_that_just_fit_deny_nothing() -> None:
     fitting = replace(ALL, retention_seconds=4200, max_duration_seconds=3600, max_fields=29)
-    assert entitled(HTTP_REQUESTS, HOUR, fitting, delay_seconds=600) == Narrowed(HTTP_REQUESTS)
+    found = entitled(HTTP_REQUESTS, HOUR, fitting, delay_seconds=600)
+    assert found == Narrowed(HTTP_REQUESTS, retention_seconds=4200)
 
 
 def test_fields_and_parts_of_maps_that_are_not_listed_are_left_out() -> None:

@@ -1,0 +1,46 @@
+"""The verb of backfilling: what a query brought, and how far the repair is with it."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from worker.buckets import Bucket
+from worker.ledger.capture import Captured, Hole, HoleReason, capture, record_holes
+from worker.ledger.jobs import BackfillResult, OutOfReach, Progress, job, keep_progress
+from worker.ledger.session import Session
+
+
+def capture_for(
+    session: Session, job_id: int, buckets: Sequence[Bucket], holes: Sequence[Hole], now: float, *, total: int
+) -> Captured:
+    """Write buckets that a backfill fetched, queued as its own, why others could not be had, and its progress.
+
+    holes: windows that are given up; they count as done.
+    total: how many windows it is about.
+    """
+    captured = capture(session, buckets, now, job_id=job_id)
+    record_holes(session, holes, now)
+    found = job(session, job_id)
+    if found is None:
+        message = f"there is no repair {job_id}"
+        raise LookupError(message)
+    before = found.result if isinstance(found.result, BackfillResult) else BackfillResult()
+    result = replace(
+        before,
+        buckets=before.buckets + captured.buckets,
+        samples=before.samples + captured.samples,
+        out_of_reach=added(
+            before.out_of_reach, (OutOfReach(hole.dataset, 1, hole.reason, hole.detail) for hole in holes)
+        ),
+    )
+    done = found.progress.done + len(buckets) + len(holes)
+    keep_progress(session, job_id, Progress(done, max(done, total)), result)
+    return captured
+
+
+def added(one: Iterable[OutOfReach], other: Iterable[OutOfReach]) -> tuple[OutOfReach, ...]:
+    """Both together, one for each dataset and reason, the most windows first."""
+    windows: Counter[tuple[str, HoleReason, str]] = Counter()
+    for each in (*one, *other):
+        windows[each.dataset, each.reason, each.detail] += each.windows
+    return tuple(OutOfReach(name, count, reason, detail) for (name, reason, detail), count in windows.most_common())

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import sqlite3
 import sys
 import threading
@@ -196,7 +197,7 @@ def config_file(folder: Path, scene: Scene, **destination: object) -> Path:
 
 # --------------------------------------------------------------------------------------------------- help and usage
 
-COMMANDS = ("run", "check", "datasets", "status", "resend", "backfill", "journal", "simulate", "demo")
+COMMANDS = ("run", "check", "datasets", "status", "resend", "backfill", "gaps", "journal", "simulate", "demo")
 
 
 def test_without_a_command_the_help_is_shown() -> None:
@@ -734,6 +735,38 @@ def test_what_cannot_be_fetched_is_told_with_exit_code_2_and_not_put_on_record(
     assert result.exit_code == 2
     assert told in result.stderr
     assert scene.journal() == []
+
+
+def test_gaps_are_listed_with_the_commands_that_fill_them(scene: Scene) -> None:
+    scene.collected()
+    found = scene.cfrw("gaps", "--since", "4h")
+    assert (found.exit_code, found.stdout.splitlines()[0]) == (0, "nothing is missing")
+
+    found = scene.cfrw("gaps", "--since", "9h")
+    assert found.exit_code == 3
+    assert "never asked" in found.stdout
+    (command,) = [line.strip() for line in found.stdout.splitlines() if line.startswith("  cfrw ")]
+    (gap,) = json.loads(scene.cfrw("gaps", "--since", "9h", "--json").stdout)["gaps"]
+    assert (gap["cause"], gap["command"], len(gap["scopes"])) == ("never asked", command, 3)
+
+    assert scene.cfrw(*shlex.split(command)[1:]).exit_code == 0
+    assert scene.cfrw("gaps", "--since", "9h").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--since", "1h", "--until", "2h"], "nothing lies between --since"),
+        (["--since", "1h", "--zone", "no-such-zone"], "--zone no-such-zone is not known"),
+        (["--since", "1h", "--dataset", "http_request"], "did you mean http_requests"),
+        (["--since", "2999-01-01"], "is in the future"),
+    ],
+)
+def test_gaps_of_what_does_not_exist_are_told_with_exit_code_2(arguments: list[str], told: str, scene: Scene) -> None:
+    scene.collected()
+    result = scene.cfrw("gaps", *arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
 
 
 def test_the_journal_lists_repairs_and_shows_one(scene: Scene) -> None:

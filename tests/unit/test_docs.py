@@ -559,9 +559,9 @@ def parse(arguments: list[str]) -> None:
 
 def test_an_unknown_option_in_a_document_is_noticed() -> None:
     with pytest.raises(click.NoSuchOption):
-        parse(["resend", "--since", "3d", "--only-missing"])
+        parse(["resend", "--since", "3d", "--only-everything"])
     with pytest.raises(click.UsageError):
-        parse(["gaps", "--since", "3d"])
+        parse(["holes", "--since", "3d"])
 
 
 @each_document

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from worker import __version__
-from worker.cli import backfill, check, datasets, journal, resend, run, simulate, status
+from worker.cli import backfill, check, datasets, gaps, journal, resend, run, simulate, status
 from worker.cli.options import EXIT_INTERRUPTED, config_option
 from worker.errors import WorkerError
 
@@ -67,6 +67,7 @@ for _command in (
     check.check,
     resend.resend,
     backfill.backfill,
+    gaps.gaps,
     journal.journal,
     simulate.simulate,
     simulate.demo,

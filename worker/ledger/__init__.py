@@ -39,6 +39,7 @@ from worker.ledger.drift import (
     newest_readings,
     record_readings,
 )
+from worker.ledger.gaps import KnownHole, NotDelivered, holes_between, not_delivered_between
 from worker.ledger.jobs import (
     Arguments,
     Backfill,
@@ -122,8 +123,10 @@ __all__ = [
     "HoleReason",
     "Job",
     "JobState",
+    "KnownHole",
     "Lane",
     "Ledger",
+    "NotDelivered",
     "OutOfReach",
     "Pending",
     "Position",
@@ -159,6 +162,7 @@ __all__ = [
     "expire_too_old",
     "finish",
     "hole_counts",
+    "holes_between",
     "is_chosen",
     "job",
     "jobs",
@@ -172,6 +176,7 @@ __all__ = [
     "newest_timestamps",
     "next_pending",
     "not_delivered",
+    "not_delivered_between",
     "note_failure",
     "open_jobs",
     "outstanding_windows",

@@ -109,6 +109,12 @@ WHERE NOT EXISTS (
 ON CONFLICT DO UPDATE SET
     reason = excluded.reason, detail = excluded.detail, attempts = attempts + 1, attempted_at = excluded.attempted_at
 
+-- name: holes_between
+SELECT start, reason, detail FROM hole
+WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds
+    AND start >= :since AND start < :until
+ORDER BY start
+
 -- name: log_requests
 INSERT INTO request_log (api, ended_at) VALUES (:api, :ended_at)
 ON CONFLICT (api) DO UPDATE SET ended_at = excluded.ended_at
@@ -373,6 +379,19 @@ INSERT INTO part (bucket_id, destination_id, series_ids) VALUES (:bucket_id, :de
 
 -- name: count_part
 UPDATE delivery SET sample_count = :samples WHERE bucket_id = :bucket_id AND destination_id = :destination_id
+
+-- name: not_delivered_between
+SELECT
+    destination.name, dataset.name, scope.tag, scope.name, bucket.width_seconds, delivery.state, delivery.status,
+    coalesce(delivery.reason, '') AS why, min(delivery.start), max(delivery.window_end), count(*)
+FROM destination
+CROSS JOIN delivery ON delivery.destination_id = destination.id
+CROSS JOIN bucket ON bucket.id = delivery.bucket_id
+CROSS JOIN dataset ON dataset.id = bucket.dataset_id
+CROSS JOIN scope ON scope.id = bucket.scope_id
+WHERE destination.gone_at IS NULL AND delivery.state IN ('partial', 'refused', 'expired', 'damaged')
+    AND delivery.start >= :since AND delivery.start < :until
+GROUP BY destination.id, dataset.id, scope.id, bucket.width_seconds, delivery.state, delivery.status, why
 
 -- name: backlogs
 SELECT destination.name, count(delivery.bucket_id), coalesce(sum(delivery.sample_count), 0), min(delivery.window_end)

@@ -26,7 +26,7 @@ PURPOSE = {
     },
     "delivery_queue": {"pending", "reorder_queue", "expire", "expire_too_old", "backlogs", "delivery_counts"},
     "delivery_acknowledged": {"delivery_counts"},
-    "delivery_undelivered": {"delivery_counts", "undelivered"},
+    "delivery_undelivered": {"delivery_counts", "undelivered", "not_delivered_between"},
     "delivery_by_job": {"resent", "pending_of_job", "not_delivered_of_job"},
     "refusal_by_delivery": {"forget_refusals", "refused_of"},
     "refusal_by_destination": {"newest_refusals", "refused_samples"},

@@ -1,0 +1,129 @@
+"""`cfrw gaps`: every hole, and the command that would fill it."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import shorten
+
+import click
+
+from worker.cli.options import EXIT_INCOMPLETE, config_option, json_option, past_moment, require_known, settings_of
+from worker.cli.tables import (
+    MOST_ROWS,
+    new_table,
+    number_column,
+    print_json,
+    print_line,
+    rest,
+    terminal,
+    text_column,
+    word_column,
+)
+from worker.clock import SystemClock
+from worker.config import Settings
+from worker.datasets import catalogue_of, chosen
+from worker.errors import UsageError
+from worker.gaps import Cause, Gap, Gaps, find_gaps
+from worker.ledger import Ledger, present_scopes
+from worker.times import instant
+
+# The first sentence of what was said tells what is wrong.
+_MOST_DETAIL_CHARACTERS = 160
+
+# Names that show whom a gap of many is about.
+_FIRST_NAMES = 2
+
+# Not a thing that anybody can do something about, or that is not to be there.
+_IS_FINE = {Cause.DENIED}
+
+
+@click.command()
+@config_option
+@click.option("--since", required=True, metavar="WHEN", help="Windows that start at WHEN or later.")
+@click.option("--until", metavar="WHEN", help="Windows that start before WHEN; now by default.")
+@click.option("--zone", "zones", multiple=True, metavar="ZONE", help="Only this zone (name or id); repeatable.")
+@click.option("--dataset", "datasets", multiple=True, metavar="DATASET", help="Only this dataset; repeatable.")
+@json_option
+def gaps(
+    *,
+    config_file: Path | None,
+    since: str,
+    until: str | None,
+    zones: Sequence[str],
+    datasets: Sequence[str],
+    as_json: bool,
+) -> None:
+    """List every hole with its reason, and the command that would fill it.
+
+    Looks at the ledger only. The exit code is 3 where something is missing that a plan does not deny.
+    """
+    settings = settings_of(config_file)
+    now = SystemClock().now()
+    first = int(past_moment("--since", since, now))
+    last = int(now if until is None else past_moment("--until", until, now))
+    if first >= last:
+        msg = f"nothing lies between --since {instant(first)} and --until {instant(last)}"
+        raise UsageError(msg)
+    found = asyncio.run(_find(settings, range(first, last), zones, datasets, now))
+    if as_json:
+        print_json(found)
+    else:
+        _print(found)
+    if any(gap.cause not in _IS_FINE for gap in found.gaps):
+        sys.exit(EXIT_INCOMPLETE)
+
+
+async def _find(settings: Settings, within: range, zones: Sequence[str], datasets: Sequence[str], now: float) -> Gaps:
+    collected = chosen(settings.cloudflare, catalogue_of(settings.cloudflare)).datasets
+    require_known("--dataset", datasets, [each.name for each in collected])
+    ledger = Ledger.open_read_only(settings.ledger.path)
+    try:
+        known = await ledger.read(present_scopes)
+        require_known("--zone", zones, [*(each.name for each in known), *(each.tag for each in known)])
+        return await find_gaps(
+            ledger,
+            settings.cloudflare,
+            [each for each in collected if not datasets or each.name in datasets],
+            since=within.start,
+            until=within.stop,
+            zones=zones,
+            now=now,
+        )
+    finally:
+        await ledger.close()
+
+
+def _print(found: Gaps) -> None:
+    console = terminal()
+    if found.gaps:
+        table = new_table(
+            text_column("dataset"),
+            text_column("zones or accounts"),
+            word_column("from"),
+            word_column("to"),
+            number_column("windows"),
+            text_column("why"),
+        )
+        for gap in found.gaps[:MOST_ROWS]:
+            why = gap.cause if gap.destination is None else f"{gap.cause} to {gap.destination}"
+            table.add_row(gap.dataset, _names(gap), instant(gap.since), instant(gap.until), f"{gap.windows:,}", why)
+        console.print(table)
+        print_line(console, rest(len(found.gaps)))
+        for gap in found.gaps[:MOST_ROWS]:
+            if gap.detail:
+                detail = shorten(gap.detail, _MOST_DETAIL_CHARACTERS, placeholder="…")
+                print_line(console, f"{gap.dataset}, {_names(gap)}: {gap.cause}: {detail}")
+        if commands := dict.fromkeys(gap.command for gap in found.gaps[:MOST_ROWS] if gap.command):
+            print_line(console, "\nWhat would fill them:")
+            for command in commands:
+                print_line(console, f"  {command}")
+    else:
+        click.echo("nothing is missing")
+    if found.not_final:
+        click.echo(f"{found.not_final:,} windows are not due: they are not final yet")
+
+
+def _names(gap: Gap) -> str:
+    more = len(gap.scopes) - _FIRST_NAMES
+    return ", ".join(gap.scopes[:_FIRST_NAMES]) + (f" and {more:,} more" if more > 0 else "")

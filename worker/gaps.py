@@ -1,0 +1,256 @@
+"""Every hole in what was to be collected and delivered over a stretch of time, why it is there, and what would fill it.
+
+Looks at the ledger alone and changes nothing: what Cloudflare still has of it, a dry run of `cfrw backfill` says.
+"""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import groupby
+from math import ceil
+
+from worker.cloudflare import Dataset
+from worker.config import CloudflareSettings
+from worker.ledger import (
+    HoleReason,
+    KnownHole,
+    Ledger,
+    NotDelivered,
+    denials,
+    holes_between,
+    missing_windows,
+    not_delivered_between,
+    present_scopes,
+)
+from worker.listing import recalled
+from worker.times import instant
+
+# So many zones stand in a command; more are meant by naming none, which costs nothing: what is there is left out.
+_MOST_ZONES = 5
+
+
+class Cause(StrEnum):
+    """Why something is missing."""
+
+    WAITING = "waiting"
+    """Final, and not asked for yet: `cfrw run` does it."""
+
+    FAILED = "failed"
+    """The last attempt failed; `cfrw run` tries again."""
+
+    GIVEN_UP = "given up"
+    """Attempts failed until it was older than CF_REPLAY_HOURS."""
+
+    NEVER_ASKED = "never asked"
+    """Older than CF_REPLAY_HOURS before anybody asked for it."""
+
+    DENIED = "denied"
+    """The plan or the token does not give it."""
+
+    EXPIRED = "expired at Cloudflare"
+    """Cloudflare has no data for it any more."""
+
+    NOT_DELIVERED = "not delivered"
+    """Captured, and decided against at a destination: refused, in part perhaps, too old, or damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Windows that are missing for one reason, of one dataset.
+
+    scopes:      names of the zones or accounts, each of which lacks all of these windows.
+    since, until: from the first window's start to the last one's end, unix seconds.
+    windows:     how many are missing, of all of the zones or accounts together.
+    destination: where, of what was captured; None of what was not.
+    detail:      what Cloudflare or the receiver said; empty where nobody was asked.
+    command:     what would fill it; None where nothing can, or nothing has to be done.
+    """
+
+    cause: Cause
+    dataset: str
+    scopes: tuple[str, ...]
+    width_seconds: int
+    since: int
+    until: int
+    windows: int
+    destination: str | None
+    detail: str
+    command: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """All of them, those that a person has to do something about first; and how many windows are not final yet."""
+
+    gaps: tuple[Gap, ...]
+    not_final: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Windows of one zone or account without a bucket, for one reason."""
+
+    cause: Cause
+    dataset: str
+    scope: str
+    starts: range
+    detail: str
+
+
+_OF_HOLE = {HoleReason.DENIED: Cause.DENIED, HoleReason.EXPIRED: Cause.EXPIRED}
+
+# What a person has to do something about, then what goes by itself, then what stays as it is.
+_ORDER = (
+    Cause.NOT_DELIVERED,
+    Cause.GIVEN_UP,
+    Cause.NEVER_ASKED,
+    Cause.FAILED,
+    Cause.WAITING,
+    Cause.EXPIRED,
+    Cause.DENIED,
+)
+
+
+async def find_gaps(
+    ledger: Ledger,
+    settings: CloudflareSettings,
+    datasets: Sequence[Dataset],
+    *,
+    since: int,
+    until: int,
+    zones: Sequence[str] = (),
+    now: float,
+) -> Gaps:
+    """The gaps of these datasets among the windows that start in [since, until), unix seconds.
+
+    zones: names or tags; empty means all that the last listing showed.
+    """
+    scopes = [
+        each
+        for each in recalled(await ledger.read(present_scopes), settings)
+        if not zones or {each.tag, each.name} & {*zones}
+    ]
+    denied = {(each.dataset, each.tag): each.detail for each in await ledger.read(denials)}
+    width_seconds = settings.bucket_seconds
+    replay_since = now - settings.replay_hours * 3600
+    asked = range(ceil(since / width_seconds) * width_seconds, until, width_seconds)
+    runs: list[_Run] = []
+    not_final = 0
+    for dataset in datasets:
+        after_newest = now - dataset.final_after_seconds(settings.delay_seconds) - width_seconds
+        starts = asked[: len(range(asked.start, min(asked.stop, int(after_newest) + 1), width_seconds))]
+        for scope in scopes:
+            if scope.kind is not dataset.scope:
+                continue
+            not_final += len(asked) - len(starts)
+            missing = await ledger.read(
+                missing_windows,
+                dataset=dataset.name,
+                widths_seconds=dataset.widths_seconds,
+                tag=scope.tag,
+                starts=starts,
+            )
+            if not missing:
+                continue
+            known = await ledger.read(
+                holes_between,
+                dataset=dataset.name,
+                tag=scope.tag,
+                width_seconds=width_seconds,
+                since=starts.start,
+                until=starts.stop,
+            )
+            why = _Why(
+                {each.start: each for each in known}, denied.get((dataset.name, scope.tag)), replay_since, width_seconds
+            )
+            runs += (_Run(cause, dataset.name, scope.name, run, detail) for cause, run, detail in why.parts(missing))
+    lost = await ledger.read(not_delivered_between, since=since, until=until)
+    names = {dataset.name for dataset in datasets}
+    chosen = {scope.tag for scope in scopes}
+    gaps = [
+        *_together(runs, len(scopes), settings.backfill_max_hours, now),
+        *(_not_delivered(each) for each in lost if each.dataset in names and each.tag in chosen),
+    ]
+    return Gaps(tuple(sorted(gaps, key=lambda each: (_ORDER.index(each.cause), each.since, each.dataset))), not_final)
+
+
+@dataclass(frozen=True, slots=True)
+class _Why:
+    """Why windows of one dataset and scope have no bucket."""
+
+    holes: Mapping[int, KnownHole]
+    denied: str | None
+    replay_since: float
+    width_seconds: int
+
+    def parts(self, missing: Iterable[range]) -> Iterable[tuple[Cause, range, str]]:
+        """Runs of windows in stretches that are missing for the same reason."""
+        for run in missing:
+            for (cause, detail), starts in groupby(run, self._of):
+                same = list(starts)
+                yield cause, range(same[0], same[-1] + run.step, run.step), detail
+
+    def _of(self, start: int) -> tuple[Cause, str]:
+        hole = self.holes.get(start)
+        is_replayed = start + self.width_seconds > self.replay_since
+        if hole is not None and hole.reason in _OF_HOLE:
+            return _OF_HOLE[hole.reason], hole.detail
+        if self.denied is not None:
+            return Cause.DENIED, self.denied
+        if hole is not None:
+            return (Cause.FAILED if is_replayed else Cause.GIVEN_UP), hole.detail
+        return (Cause.WAITING if is_replayed else Cause.NEVER_ASKED), ""
+
+
+def _together(runs: Iterable[_Run], scope_count: int, max_hours: int, now: float) -> Iterable[Gap]:
+    """One gap for all zones or accounts that lack the same windows of a dataset for the same reason."""
+    alike: dict[tuple[Cause, str, range, str], list[str]] = {}
+    for run in runs:
+        alike.setdefault((run.cause, run.dataset, run.starts, run.detail), []).append(run.scope)
+    for (cause, dataset, starts, detail), names in alike.items():
+        command = None
+        if cause in {Cause.GIVEN_UP, Cause.NEVER_ASKED, Cause.FAILED, Cause.WAITING}:
+            zones = names if len(names) <= _MOST_ZONES and len(names) < scope_count else []
+            command = _backfill(dataset, starts, zones, max_hours, now)
+        yield Gap(
+            cause,
+            dataset,
+            tuple(sorted(names)),
+            starts.step,
+            starts.start,
+            starts.stop,
+            len(starts) * len(names),
+            None,
+            detail,
+            command,
+        )
+
+
+def _backfill(dataset: str, starts: range, zones: Sequence[str], max_hours: int, now: float) -> str:
+    words = ["cfrw", "backfill", "--from", instant(starts.start), "--to", instant(starts.stop), "--dataset", dataset]
+    words += [word for zone in sorted(zones) for word in ("--zone", zone)]
+    # An hour for whoever reads it before it is run.
+    hours = ceil((now - starts.start) / 3600) + 1
+    if hours > max_hours:
+        words += ["--max-hours", str(hours)]
+    return shlex.join(words)
+
+
+def _not_delivered(lost: NotDelivered) -> Gap:
+    words = ["cfrw", "resend", "--since", instant(lost.since), "--until", instant(lost.until)]
+    words += ["--zone", lost.scope, "--dataset", lost.dataset, "--destination", lost.destination]
+    status = "" if lost.status is None else f"HTTP {lost.status}: "
+    return Gap(
+        Cause.NOT_DELIVERED,
+        lost.dataset,
+        (lost.scope,),
+        lost.width_seconds,
+        lost.since,
+        lost.until,
+        lost.buckets,
+        lost.destination,
+        f"{lost.state}: {status}{lost.reason}",
+        # What is damaged in the ledger cannot be sent.
+        None if lost.state == "damaged" else shlex.join(words),
+    )

@@ -1,0 +1,58 @@
+"""Verbs about what is missing: windows without a bucket, and buckets that a destination will not get."""
+
+from dataclasses import dataclass
+
+from worker.ledger.capture import HoleReason
+from worker.ledger.scopes import scope_number
+from worker.ledger.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class KnownHole:
+    """Why a window has no bucket; `start` in unix seconds."""
+
+    start: int
+    reason: HoleReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotDelivered:
+    """Buckets of one dataset and scope that were decided against at one destination, for one reason.
+
+    since, until: from the first window's start to the last one's end, unix seconds; others may lie between.
+    """
+
+    destination: str
+    dataset: str
+    tag: str
+    scope: str
+    width_seconds: int
+    state: str
+    status: int | None
+    reason: str
+    since: int
+    until: int
+    buckets: int
+
+
+def holes_between(
+    session: Session, *, dataset: str, tag: str, width_seconds: int, since: int, until: int
+) -> tuple[KnownHole, ...]:
+    """The windows that were asked for and have no bucket, among those that start in [since, until); oldest first."""
+    return tuple(
+        KnownHole(start, HoleReason(reason), detail)
+        for start, reason, detail in session.rows(
+            "holes_between",
+            dataset_id=session.number_of("dataset_id", dataset),
+            scope_id=scope_number(session, tag),
+            width_seconds=width_seconds,
+            since=since,
+            until=until,
+        )
+    )
+
+
+def not_delivered_between(session: Session, *, since: int, until: int) -> tuple[NotDelivered, ...]:
+    """What configured destinations refused, in part at least, got too late, or cannot get, of windows in that time."""
+    return tuple(NotDelivered(*row) for row in session.rows("not_delivered_between", since=since, until=until))

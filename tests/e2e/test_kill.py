@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import random
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from tests.truth import SAME, Content, difference, expected_content
 from tests.worker_process import spawn
 from worker.clock import SystemClock
 from worker.errors import LedgerUnusableError
-from worker.ledger import Ledger, backlogs, scope_reports
+from worker.ledger import Ledger, backlogs, jobs, scope_reports
+from worker.ledger.session import Session
 from worker.remote_write.receiver import MemoryReceiver
 from worker.simulator.api import ACCEPTED_BEARER, SimulatedApi
 from worker.simulator.fleet import Fleet, Plan
@@ -22,14 +24,21 @@ from worker.simulator.serving import serve
 ROUNDS = 50
 ZONES = 10
 WIDTH_SECONDS = 60
-REPLAY_HOURS = 72
+REPLAY_HOURS = 24
+HISTORY_HOURS = 72
 
 # From a worker's first request on; with this much work it needs about ten seconds to be done.
 LONGEST_LIFE_SECONDS = 0.6
 
+# A command takes about as long to start as a worker.
+LONGEST_REPAIR_SECONDS = 1.4
+
+BACKFILL = ["backfill", "--from", f"{HISTORY_HOURS}h"]
+RESEND = ["resend", "--since", "12h"]
+
 
 @pytest.mark.timeout(240)
-async def test_fifty_kills_during_collection_and_push_end_with_the_same_content_as_none(tmp_path: Path) -> None:
+async def test_fifty_kills_of_worker_and_command_end_with_the_same_content_as_none(tmp_path: Path) -> None:
     clock = SystemClock()
     fleet = Fleet(seed=3, zones=ZONES, plans=(Plan.ENTERPRISE,))
     # Each new life lists the zones again and forgets how many queries the lives before it have sent.
@@ -41,6 +50,7 @@ async def test_fifty_kills_during_collection_and_push_end_with_the_same_content_
     log = tmp_path / "log"
     captured_after: list[int] = []
     waiting_after: list[int] = []
+    killed_repairs = 0
     async with serve(api) as api_url, receiver.listening() as write_url:
         config.write_text(
             f"""
@@ -48,6 +58,8 @@ async def test_fifty_kills_during_collection_and_push_end_with_the_same_content_
             cf_api_url: {api_url}
             cf_bucket_seconds: {WIDTH_SECONDS}
             cf_replay_hours: {REPLAY_HOURS}
+            cf_graphql_requests_per_5_minutes: 100000
+            cf_requests_per_5_minutes: 100000
             ledger_path: {ledger_path}
             listen_address: 127.0.0.1:0
             remote_write:
@@ -57,42 +69,84 @@ async def test_fifty_kills_during_collection_and_push_end_with_the_same_content_
                 queue_config: {{max_samples_per_send: 2000}}
             """
         )
-        for _ in range(ROUNDS):
-            process = spawn(["-m", "worker", "run", "--config", str(config)], {}, log)
+
+        def start(*arguments: str) -> subprocess.Popen[bytes]:
+            return spawn(["-m", "worker", *arguments, "--config", str(config)], {}, log)
+
+        async def ended(process: subprocess.Popen[bytes]) -> int:
+            return await asyncio.to_thread(process.wait)
+
+        for number in range(ROUNDS):
+            processes = [start("run")]
             requests_before = api.stats.requests.total()
             while api.stats.requests.total() == requests_before:
-                assert process.poll() is None, log.read_text()
+                assert processes[0].poll() is None, log.read_text()
                 await asyncio.sleep(0.01)
             # How long a process lives is what this test is about: there is nothing to wait for.
-            await asyncio.sleep(dice.uniform(0, LONGEST_LIFE_SECONDS))
-            assert process.poll() is None, log.read_text()
-            process.send_signal(signal.SIGKILL)
-            await asyncio.to_thread(process.wait)
+            if number % 2:
+                processes.append(start(*(RESEND if number % 6 == 1 else BACKFILL)))
+                await asyncio.sleep(dice.uniform(0, LONGEST_REPAIR_SECONDS))
+                killed_repairs += processes[1].poll() is None
+                dice.shuffle(processes)
+            for process in processes:
+                await asyncio.sleep(dice.uniform(0, LONGEST_LIFE_SECONDS / len(processes)))
+                process.send_signal(signal.SIGKILL)
+                await ended(process)
             captured, waiting = await look_into(ledger_path)
             captured_after.append(captured)
             waiting_after.append(waiting)
 
-        last = spawn(["-m", "worker", "run", "--once", "--config", str(config)], {}, log)
-        assert await asyncio.to_thread(last.wait) == 0, log.read_text()
+        assert await ended(start("run", "--once")) == 0, log.read_text()
+        assert await ended(start(*BACKFILL)) == 0, log.read_text()
+        sent = receiver.answers.total()
+        repaired = await repairs(ledger_path)
+        assert await ended(start(*BACKFILL)) == 0, log.read_text()
+        assert (receiver.answers.total(), await repairs(ledger_path)) == (sent, repaired), (
+            "a second one changes nothing"
+        )
 
     assert captured_after == sorted(captured_after), "a kill lost a committed bucket"
     assert sum(after > before for before, after in itertools.pairwise(captured_after)) >= 3, (
         f"too few kills met a collection: {captured_after}"
     )
     assert any(waiting_after), "no kill met a delivery"
+    assert killed_repairs >= ROUNDS / 4, "too few kills met a command"
+    assert {kind for kind, _ in repaired} == {"resend", "backfill"}
+    assert {state for _, state in repaired} == {"done"}
     ledger = Ledger.open_read_only(ledger_path)
     reports = await ledger.read(scope_reports, since=0, final_until=clock.now())
+    starts_of = await ledger.read(captured_starts)
     await ledger.close()
     wanted: Content = {}
     for zone, report in zip(fleet.zones, sorted(reports, key=lambda report: report.name), strict=True):
         assert zone.tag == report.tag
-        assert report.newest_end is not None
-        starts = range(report.newest_end - report.captured * WIDTH_SECONDS, report.newest_end, WIDTH_SECONDS)
         assert report.captured >= REPLAY_HOURS * 60 - 11
+        captured_of_zone = starts_of[zone.tag]
+        starts = range(min(captured_of_zone), max(captured_of_zone) + WIDTH_SECONDS, WIDTH_SECONDS)
+        assert captured_of_zone == set(starts), "a window is missing"
+        assert len(starts) >= HISTORY_HOURS * 60 - 13
         wanted |= expected_content(fleet, [zone], starts)
     received = {frozenset(labels): samples for labels, samples in receiver.samples.items()}
     assert difference(wanted, received) == SAME
     assert set(receiver.answers) == {204}, "the receiver found fault with a request"
+
+
+async def repairs(path: Path) -> list[tuple[str, str]]:
+    """Kind and state of every repair on record."""
+    ledger = Ledger.open_read_only(path)
+    try:
+        return [(each.kind, each.state) for each in await ledger.read(jobs, newest=10 * ROUNDS)]
+    finally:
+        await ledger.close()
+
+
+def captured_starts(session: Session) -> dict[str, set[int]]:
+    """The starts of the captured windows of every zone."""
+    found: dict[str, set[int]] = {}
+    rows = session._connection.execute("SELECT tag, start FROM bucket JOIN scope ON scope.id = bucket.scope_id")
+    for tag, start in rows:
+        found.setdefault(tag, set()).add(start)
+    return found
 
 
 async def look_into(path: Path) -> tuple[int, int]:

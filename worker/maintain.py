@@ -21,6 +21,7 @@ from worker.ledger import (
     expire,
     hole_counts,
     newest_captured,
+    open_jobs,
     prove_writable,
     prune,
     room,
@@ -134,6 +135,7 @@ class Maintainer:
         denied = self._of_collected(await self._ledger.read(denied_counts))
         replace_values(metrics.denied_scopes, {(dataset,): float(count) for dataset, count in denied.items()})
         replace_values(metrics.missing_windows, await self._missing(now))
+        metrics.repairs_open.set(len(await self._ledger.read(open_jobs)))
         metrics.ledger_size_bytes.set((await self._ledger.read(room)).file_bytes + self._ledger.log_bytes())
 
     async def _missing(self, now: float) -> dict[tuple[str, ...], float]:

@@ -547,6 +547,18 @@ def test_a_dry_run_shows_what_would_be_sent_and_changes_nothing(scene: Scene) ->
     assert (scene.content(), scene.ledger.read_bytes(), sum(scene.world.receiver.answers.values())) == before
 
 
+def test_a_plan_tells_what_a_receiver_will_refuse(scene: Scene, tmp_path: Path) -> None:
+    scene.collected()
+    for window, told in (("2h", "of them are older than 2h"), ("0s", "takes nothing older than the newest sample")):
+        file = config_file(tmp_path, scene, out_of_order_time_window=window)
+        scene.environment = {name: None if "REMOTE" in name else value for name, value in scene.environment.items()}
+        shown = scene.cfrw("resend", "--since", "10h", "--dry-run", "--config", str(file)).stdout
+        assert told in shown
+        plan = json.loads(scene.cfrw("resend", "--since", "10h", "--dry-run", "--json", "--config", str(file)).stdout)
+        assert bool(plan["too_old"]) is (window == "2h")
+        assert plan["strict"] == (["default"] if window == "0s" else [])
+
+
 def test_a_resend_pushes_the_same_samples_again_and_is_on_record(scene: Scene) -> None:
     scene.collected()
     samples = sum(map(len, scene.world.receiver.samples.values()))
@@ -720,6 +732,7 @@ def test_a_backfill_fetches_what_is_missing_and_a_second_one_nothing(scene: Scen
             ["--from", "7h", "--max-hours", "6"],
             "is further back than --max-hours 6 allows; --max-hours 7 goes that far",
         ),
+        (["--from", "169h", "--max-hours", "200"], "(LEDGER_RETENTION_HOURS=168): they would be deleted"),
         (["--from", "1h", "--to", "2h"], "nothing lies between --from"),
         (["--from", "2999-01-01"], "is in the future"),
         (["--from", "2h", "--zone", "no-such-zone"], "--zone no-such-zone is not known"),

@@ -327,3 +327,14 @@ async def test_passes_follow_each_other_at_the_interval_until_the_worker_stops(s
     scene.stopping.set()
     await running
     assert set(scene.clock.slept) == {INTERVAL_SECONDS}
+
+
+async def test_repairs_that_have_not_ended_are_counted(scene: Scene) -> None:
+    await scene.maintainer.tidy()
+    assert scene.value("cfrw_repairs_open") == 0
+    await scene.ledger.write(ask_for_resend, Resend(0, 2**40), reason="", asked_by="", now=NOW)
+    await scene.maintainer.tidy()
+    assert scene.value("cfrw_repairs_open") == 1
+    await scene.ledger.write(carry_out_next, NOW)
+    await scene.maintainer.tidy()
+    assert scene.value("cfrw_repairs_open") == 0

@@ -145,6 +145,14 @@ def _require_sound(settings: Settings, wanted: Backfill, max_hours: int | None, 
         bound = f"CF_BACKFILL_MAX_HOURS ({allowed_hours} h)" if max_hours is None else f"--max-hours {max_hours}"
         msg = f"--from {instant(wanted.since)} is further back than {bound} allows; --max-hours {hours} goes that far"
         raise UsageError(msg)
+    kept_hours = settings.ledger.retention_hours
+    if wanted.since < now - kept_hours * 3600:
+        hours = ceil((now - wanted.since) / 3600) + 1
+        msg = (
+            f"--from {instant(wanted.since)} is older than the ledger keeps buckets (LEDGER_RETENTION_HOURS={kept_hours}):"
+            f" they would be deleted as soon as they are delivered; set it to {hours} at least"
+        )
+        raise UsageError(msg)
     catalogue = catalogue_of(settings.cloudflare)
     for name in wanted.datasets:
         if name in FACT_SETS:

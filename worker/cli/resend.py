@@ -43,10 +43,12 @@ class Plan:
 
     counts:   buckets by destination and state.
     too_old:  what will be refused, or given up, for its age.
+    strict:   destinations that take nothing older than the newest sample they have of a series.
     """
 
     counts: tuple[ResendCount, ...]
     too_old: tuple[TooOld, ...]
+    strict: tuple[str, ...]
 
     @property
     def buckets(self) -> int:
@@ -120,6 +122,11 @@ def resend(
 def _print_plan(plan: Plan, *, dry_run: bool) -> None:
     print_counts("Would be sent again" if dry_run else "To be sent again", plan.counts)
     print_too_old(plan.too_old)
+    for name in plan.strict:
+        click.echo(
+            f"{name} takes nothing older than the newest sample it has of a series (out_of_order_time_window: 0): what"
+            " is older than that will be refused"
+        )
     if any(count.state == "acknowledged" for count in plan.counts):
         click.echo(
             "A VictoriaMetrics without deduplication counts samples twice that it has already: --only-missing leaves"
@@ -164,6 +171,8 @@ async def _plan(settings: Settings, wanted: Resend, now: float) -> Plan:
                 continue
             if buckets := await ledger.read(stamped_before, wanted, now - window_seconds):
                 too_old.append(TooOld(destination.name, buckets, window_seconds))
-        return Plan(counts, tuple(too_old))
+        named = {count.destination for count in counts}
+        strict = (each.name for each in settings.destinations if each.out_of_order_time_window_seconds == 0)
+        return Plan(counts, tuple(too_old), tuple(name for name in strict if name in named))
     finally:
         await ledger.close()

@@ -176,6 +176,7 @@ class Metrics:
             "Windows that should have been captured by now and are not, by the reason.",
             ("dataset", "reason"),
         )
+        self.repairs_open = self._new(Gauge, "cfrw_repairs_open", "Repairs that were asked for and have not ended.")
         self.zones = self._new(Gauge, "cfrw_zones", "Zones that are collected, failing ones included.")
         self.zones_failing = self._new(
             Gauge, "cfrw_zones_failing", "Zones that Cloudflare answered the last query with an error for."

@@ -150,7 +150,8 @@ def _require_sound(settings: Settings, wanted: Backfill, max_hours: int | None, 
         hours = ceil((now - wanted.since) / 3600) + 1
         msg = (
             f"--from {instant(wanted.since)} is older than the ledger keeps buckets"
-            f" (LEDGER_RETENTION_HOURS={kept_hours}): they would be deleted as soon as they are delivered; set it to {hours} at least"
+            f" (LEDGER_RETENTION_HOURS={kept_hours}): they would be deleted as soon as they are delivered;"
+            f" set it to {hours} at least"
         )
         raise UsageError(msg)
     catalogue = catalogue_of(settings.cloudflare)

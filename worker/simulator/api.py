@@ -7,7 +7,7 @@ so a large one does not hold up the event loop that it shares with a worker.
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -74,7 +74,9 @@ class SimulatedApi:
 
     fleet:        what there is to see.
     clock:        the API's time; give it the worker's own clock.
-    tokens:       those that are accepted; each sees the whole fleet and has quotas of its own.
+    tokens:       those that are accepted; each has quotas of its own.
+    seen_by:      the tags of the accounts that a token sees, with their zones; one that is not in it sees the whole
+                  fleet.
     settling:     how late traffic becomes visible.
     datasets:     the catalogue whose nodes can be asked, besides the zones' rollups; without, the worker's own.
     sampling:     how adaptive nodes thin out what they count; without, all numbers are exact.
@@ -90,6 +92,7 @@ class SimulatedApi:
         clock: Clock,
         *,
         tokens: Collection[str] = (ACCEPTED_BEARER,),
+        seen_by: Mapping[str, Collection[str]] | None = None,
         settling: Settling | None = None,
         datasets: Collection[Dataset] | None = None,
         sampling: Sampling | None = None,
@@ -103,6 +106,7 @@ class SimulatedApi:
         self.stats = Stats()
         self._clock = clock
         self._tokens = frozenset(tokens)
+        self._seen_by = seen_by or {}
         self._settling = settling or Settling()
         self._schema = schema_of(shipped_datasets() if datasets is None else tuple(datasets))
         self.events = Events(fleet, self._schema.nodes)
@@ -149,7 +153,7 @@ class SimulatedApi:
             self.stats.query_times.append(now)
         exceeded = self._quota.charge(token, now, is_graphql=is_graphql and not _is_account_based(request))
         surface = Surface.GRAPHQL if is_graphql else Surface.REST
-        fault = self._take_wire_fault(surface)
+        fault = self._take_wire_fault(surface, token)
         response = Response()
         if not wire.replaces_answer(fault):
             if exceeded is not None:
@@ -168,12 +172,18 @@ class SimulatedApi:
         self.stats.statuses[0 if isinstance(fault, ConnectionReset) else response.status_code] += 1
         return response
 
-    def _take_wire_fault(self, surface: Surface) -> WireFault | None:
-        fault = self.faults.take(lambda fault: isinstance(fault, WireFault) and fault.on in {Surface.ALL, surface})
+    def _take_wire_fault(self, surface: Surface, token: str) -> WireFault | None:
+        fault = self.faults.take(
+            lambda fault: (
+                isinstance(fault, WireFault) and fault.on in {Surface.ALL, surface} and fault.token in {None, token}
+            )
+        )
         return fault if isinstance(fault, WireFault) else None
 
     def _accepts(self, token: str) -> bool:
-        return token in self._tokens and not self.faults.take(lambda fault: isinstance(fault, TokenRevoked))
+        return token in self._tokens and not self.faults.take(
+            lambda fault: isinstance(fault, TokenRevoked) and fault.token in {None, token}
+        )
 
     def _throttled(self, token: str, now: float, exceeded: Exceeded) -> Response:
         match exceeded:
@@ -188,48 +198,45 @@ class SimulatedApi:
         return _enveloped(directory.verified_token(hashlib.blake2b(token.encode(), digest_size=16).hexdigest()))
 
     async def _accounts(self, request: Request, token: str, now: float) -> Response:
-        del token, now
-        return _enveloped(directory.account_list(self.fleet.accounts, request.query_params))
+        del now
+        return _enveloped(directory.account_list(self._visible_accounts(token), request.query_params))
 
     async def _zones(self, request: Request, token: str, now: float) -> Response:
-        del token, now
-        return _enveloped(directory.zone_list(self._visible_zones(Surface.REST), request.query_params))
+        del now
+        return _enveloped(directory.zone_list(self._visible_zones(Surface.REST, token), request.query_params))
 
     async def _certificate_packs(self, request: Request, token: str, now: float) -> Response:
-        del token
-        zone = self._zone(request)
+        zone = self._zone(request, token)
         if zone is None:
             return _enveloped(directory.failure(directory.NO_SUCH_OBJECT))
         return _enveloped(directory.page_of(inventory.certificate_packs(zone, now), request.query_params))
 
     async def _load_balancers(self, request: Request, token: str, now: float) -> Response:
-        del token, now
-        zone = self._zone(request)
+        del now
+        zone = self._zone(request, token)
         if zone is None:
             return _enveloped(directory.failure(directory.NO_SUCH_OBJECT))
         return _enveloped(directory.page_of(inventory.load_balancers(zone), request.query_params))
 
     async def _pools(self, request: Request, token: str, now: float) -> Response:
-        del token
-        account = self._account(request)
+        account = self._account(request, token)
         if account is None:
             return _enveloped(directory.failure(directory.NO_SUCH_OBJECT))
         return _enveloped(directory.whole(inventory.pools(account, now)))
 
     async def _tunnels(self, request: Request, token: str, now: float) -> Response:
-        del token
-        account = self._account(request)
+        account = self._account(request, token)
         if account is None:
             return _enveloped(directory.failure(directory.NO_SUCH_OBJECT))
         return _enveloped(directory.page_of(inventory.tunnels(account, now), request.query_params))
 
-    def _zone(self, request: Request) -> Zone | None:
+    def _zone(self, request: Request, token: str) -> Zone | None:
         tag = request.path_params["tag"]
-        return next((zone for zone in self._visible_zones(Surface.REST) if zone.tag == tag), None)
+        return next((zone for zone in self._visible_zones(Surface.REST, token) if zone.tag == tag), None)
 
-    def _account(self, request: Request) -> Account | None:
+    def _account(self, request: Request, token: str) -> Account | None:
         tag = request.path_params["tag"]
-        return next((account for account in self.fleet.accounts if account.tag == tag), None)
+        return next((account for account in self._visible_accounts(token) if account.tag == tag), None)
 
     async def _graphql(self, request: Request, token: str, now: float) -> Response:
         try:
@@ -249,7 +256,7 @@ class SimulatedApi:
         fault = self.faults.take(lambda fault: isinstance(fault, OddRows) and has_rows(answer, fault))
         if isinstance(fault, OddRows):
             answer = replace(answer, data=odd(answer, fault))
-        self.stats.queries.append(QueryRecord(now, answer.status, answer.asked))
+        self.stats.queries.append(QueryRecord(now, answer.status, answer.asked, token))
         return _graphql_response(answer, now)
 
     def _exceeded(self, answer: Answer, now: float) -> Answer | None:
@@ -288,7 +295,8 @@ class SimulatedApi:
             schema=self._schema,
             now=now,
             settling=replace(self._settling, hold_ups=self._settling.hold_ups + hold_ups),
-            zones={zone.tag: zone for zone in self._visible_zones(Surface.GRAPHQL)},
+            accounts=frozenset(account.tag for account in self._visible_accounts(token)),
+            zones={zone.tag: zone for zone in self._visible_zones(Surface.GRAPHQL, token)},
             entitlements=self._entitlements,
             changes=_changes(self.faults.of_kind(EntitlementChanged)),
             denied_fields=frozenset(
@@ -303,13 +311,18 @@ class SimulatedApi:
             salt=f"{self.fleet.seed}/{len(self.stats.query_times)}",
         )
 
-    def _visible_zones(self, surface: Surface) -> list[Zone]:
+    def _visible_accounts(self, token: str) -> list[Account]:
+        seen = self._seen_by.get(token)
+        return [account for account in self.fleet.accounts if seen is None or account.tag in seen]
+
+    def _visible_zones(self, surface: Surface, token: str) -> list[Zone]:
+        accounts = self._visible_accounts(token)
         missing = {fault.zone for fault in self.faults.of_kind(ZoneMissing) if fault.on in {Surface.ALL, surface}}
         changes = {fault.zone: fault for fault in self.faults.of_kind(ZoneChanged)}
         return [
             _changed(zone, changes[zone.tag]) if zone.tag in changes else zone
             for zone in self.fleet.zones
-            if zone.tag not in missing
+            if zone.tag not in missing and zone.account in accounts
         ]
 
     async def _admin_faults(self, request: Request) -> Response:

@@ -55,6 +55,7 @@ class World:
 
     events:         what happened besides the rollups.
     schema:         what can be asked.
+    accounts:       the tags of those that the token may see.
     zones:          those that the token may see, by tag.
     entitlements:   by plan and node.
     changes:        what single zones and accounts have instead, by their tag and node; a function of what they had.
@@ -72,6 +73,7 @@ class World:
     schema: Schema
     now: float
     settling: Settling
+    accounts: frozenset[str]
     zones: Mapping[str, Zone]
     entitlements: Entitlements
     changes: Mapping[tuple[str, str], Callable[[Entitlement], Entitlement]]
@@ -280,7 +282,7 @@ class _Execution:
         self.counted[tag] = ScopeKind.ZONE
 
     def _accounts(self, accounts: _Selected) -> list[dict[str, Any]]:
-        visible = {account.tag for account in self.world.fleet.accounts}
+        visible = self.world.accounts
         account_filter = accounts.arguments.get("filter")
         tags = sorted(visible) if account_filter is None else [account_filter["accountTag"]]
         path = ("viewer", accounts.key)

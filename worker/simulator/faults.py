@@ -42,9 +42,14 @@ class _RequestFault(_Fault, frozen=True, kw_only=True):
 
 
 class _WireFault(_RequestFault, frozen=True, kw_only=True):
-    """A fault of the way between client and API, whatever was asked; `on` says which requests it hits."""
+    """A fault of the way between client and API, whatever was asked.
+
+    on:    which requests it hits.
+    token: only requests with this token; without, all.
+    """
 
     on: Surface = Surface.ALL
+    token: str | None = None
 
 
 class HttpStatus(_WireFault, frozen=True, kw_only=True, tag="http_status"):
@@ -134,7 +139,9 @@ class OddRows(_RequestFault, frozen=True, kw_only=True, tag="odd_rows"):
 
 
 class TokenRevoked(_RequestFault, frozen=True, kw_only=True, tag="token_revoked"):
-    """No token is accepted."""
+    """No token is accepted, or this one is not."""
+
+    token: str | None = None
 
 
 class ZoneMissing(_Fault, frozen=True, kw_only=True, tag="zone_missing"):

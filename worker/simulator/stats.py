@@ -15,11 +15,15 @@ _REMEMBERED_QUERIES = 20_000
 
 @dataclass(frozen=True, slots=True)
 class QueryRecord:
-    """One GraphQL query that was looked at: when it came (unix seconds), the status it got, and what it asked for."""
+    """One GraphQL query that was looked at.
+
+    at: when it came, unix seconds.
+    """
 
     at: float
     status: int
     asked: tuple[Asked, ...]
+    token: str
 
 
 class Stats:

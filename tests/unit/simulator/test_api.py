@@ -286,6 +286,23 @@ async def test_a_revoked_token_is_refused_until_it_is_restored(client: Client) -
     assert (await client.hour()).status_code == 200
 
 
+async def test_a_token_may_see_a_part_of_the_accounts_and_break_alone() -> None:
+    one, other = FLEET.accounts
+    client = client_of(tokens=[ACCEPTED_BEARER, "other"], seen_by={ACCEPTED_BEARER: [one.tag]})
+    for fault in (TokenRevoked(token="other"), HttpStatus(token="other")):
+        client.api.faults.add(fault)
+    assert await client.zone_names() == [zone.name for zone in FLEET.zones if zone.account == one]
+    assert [each["id"] for each in (await client.get("/accounts")).json()["result"]] == [one.tag]
+    hidden, *_ = (zone.tag for zone in FLEET.zones if zone.account == other)
+    own = [zone.tag for zone in FLEET.zones if zone.account == one]
+    assert zones_of(await client.hour(hidden, *own)).keys() == {*own}
+    client.http.headers["Authorization"] = "Bearer other"
+    assert (await client.get("/zones")).status_code == 503
+    client.api.faults.clear()
+    client.api.faults.add(TokenRevoked(token="other"))
+    assert (await client.get("/zones")).status_code == 403
+
+
 @pytest.mark.parametrize("kind", list(RefusalKind))
 async def test_every_kind_of_graphql_error_can_be_made_up(client: Client, kind: RefusalKind) -> None:
     client.api.faults.add(GraphqlError(error=kind, count=1))

@@ -50,6 +50,7 @@ def world_of(fleet: Fleet, now: float = NOW, datasets: tuple[Dataset, ...] = ())
         schema=schema,
         now=now,
         settling=Settling(),
+        accounts=frozenset(account.tag for account in fleet.accounts),
         zones={zone.tag: zone for zone in fleet.zones},
         entitlements=ENTITLEMENTS,
         changes={},

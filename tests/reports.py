@@ -85,7 +85,11 @@ REPORT = StatusReport(
     now=NOW,
     readiness=Verdict(ok=True, problems=()),
     destinations=(DESTINATION,),
-    cloudflare=CloudflareStatus(TokenState.ACCEPTED, (ApiBudget("graphql", 280, 300), ApiBudget("rest", 1100, 1200))),
+    cloudflare=CloudflareStatus(
+        TokenState.ACCEPTED,
+        {"default": TokenState.ACCEPTED},
+        (ApiBudget("default", "graphql", 280, 300), ApiBudget("default", "rest", 1100, 1200)),
+    ),
     ledger=LedgerStatus(path="/data/ledger.db", size_bytes=5 * 2**20, max_bytes=10 * 2**30, buckets=1234),
     journal=(JournalEntry(NOW - 3600, "resend since 2026-01-05", "ops@bastion", "disk swap", "120 buckets"),),
     datasets=(DATASET,),

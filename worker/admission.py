@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from worker.cloudflare import NODES_PER_QUERY, Dataset, RateLimitType, Scope, ScopeKind, counted_by
 from worker.cloudflare.planning import Group, Plan, limit_of, verdict
-from worker.config import BUCKET_SECONDS, CloudflareSettings
+from worker.config import BUCKET_SECONDS, DEFAULT_TOKEN, CloudflareSettings
 from worker.errors import ConfigError, Mistake
 from worker.observe import get_logger
 
@@ -49,20 +49,27 @@ def plan_of(
     )
 
 
-def admit(plan: Plan) -> None:
+def admit(plan: Plan, *, token: str = DEFAULT_TOKEN) -> None:
     """Say what it costs; ConfigError with the numbers, and with what would fit, where it is too much in any case."""
     at_best = replace(plan, nodes_per_query=NODES_PER_QUERY)
     if plan.fits:
-        log.info("What is collected fits into Cloudflare's quota", requests=_told(plan), share=round(plan.share, 3))
+        log.info(
+            "What is collected fits into Cloudflare's quota",
+            token=token,
+            requests=_told(plan),
+            share=round(plan.share, 3),
+        )
     elif at_best.fits:
         log.warning(
             "What is collected may not fit into Cloudflare's quota; windows that do not are collected later",
+            token=token,
             requests=_told(plan),
             share=round(plan.share, 3),
             share_at_best=round(at_best.share, 3),
         )
     else:
-        problem = f"cost more requests than Cloudflare allows: {_told(at_best)}"
+        whom = "" if token == DEFAULT_TOKEN else f" the token {token}"
+        problem = f"cost more requests than Cloudflare allows{whom}: {_told(at_best)}"
         raise ConfigError([Mistake("CF_DATASETS", None, problem)])
 
 

@@ -1,7 +1,8 @@
 """The worker as a whole: what is made, in which order it runs, and in which order it stops.
 
-`Worker` puts the parts together; nothing else knows more than its own neighbours. Collection, facts, one pusher per
-destination, upkeep, repairs, the measuring of drift and the HTTP side run beside each other and meet in the ledger.
+`Worker` puts the parts together; nothing else knows more than its own neighbours. For each API token
+collection, facts and the measuring of drift, one pusher per destination, upkeep, repairs and the HTTP side run beside
+each other and meet in the ledger.
 
 Stopping: collection, facts, drift, upkeep and repairs are cut off where they are, since what they have not committed
 they do again; pushers finish the request that is under way and record its outcome; then the ledger is checkpointed and
@@ -13,7 +14,7 @@ import contextlib
 import math
 import os
 import signal
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self, TypeVar
@@ -32,12 +33,13 @@ from worker.drift import DriftMeter
 from worker.errors import WorkerError
 from worker.facts import LOOP as FACTS
 from worker.facts import FactReader
-from worker.health import Health
+from worker.health import Health, loop_of
 from worker.ledger import Backfill, Ledger, Resend, register_destinations
 from worker.maintain import INTERVAL_SECONDS as MAINTAIN_SECONDS
 from worker.maintain import LOOP as MAINTAIN
 from worker.maintain import Maintainer
 from worker.observe import Metrics, get_logger
+from worker.owners import Owners
 from worker.push import IDLE_SECONDS, Pusher
 from worker.remote_write import RemoteWriteClient
 from worker.repair import INTERVAL_SECONDS as REPAIR_SECONDS
@@ -46,7 +48,7 @@ from worker.repair import Backfiller, Repairer, Resender
 from worker.report import Running, RunningDestination, report_status
 from worker.series import MetricMetadata
 from worker.serve import Server, create_app
-from worker.status import ApiBudget, StatusReport
+from worker.status import ApiBudget, CloudflareStatus, StatusReport
 
 # A pusher may take this long to finish its request after SIGTERM; with the checkpoint behind it the whole stop stays
 # under 10 s, a third of the 30 s that Kubernetes grants by default.
@@ -97,9 +99,12 @@ class Worker:
         catalogue = catalogue_of(settings.cloudflare)
         self.collected = chosen(settings.cloudflare, catalogue)
         self.senders = [RemoteWriteClient(destination, clock) for destination in settings.destinations]
-        self.api = api_of(settings.cloudflare, clock, on_request=self._count_request)
+        tokens = settings.cloudflare.by_token()
+        self.apis = {
+            token.name: api_of(token, clock, on_request=partial(self._count_request, token.name)) for token in tokens
+        }
         self.ledger = Ledger.open(settings.ledger.path)
-        self.health = Health(clock)
+        self.health = Health(clock, [token.name for token in tokens])
         self.metrics = Metrics(
             clock,
             self.health,
@@ -109,37 +114,54 @@ class Worker:
             datasets=[dataset.name for dataset in self.collected.datasets],
             fact_sets=[fact_set.name for fact_set in self.collected.fact_sets],
         )
-        self.collector = Collector(
-            settings.cloudflare,
-            datasets=self.collected.datasets,
-            further_kinds={fact_set.scope for fact_set in self.collected.fact_sets},
-            max_ledger_bytes=settings.ledger.max_bytes,
-            api=self.api,
+        fact_sets = self.collected.fact_sets
+        self.owners = Owners(
+            tokens,
+            kinds={each.scope for each in self.collected.datasets} | {each.scope for each in fact_sets},
             ledger=self.ledger,
-            clock=clock,
-            health=self.health,
             metrics=self.metrics,
         )
-        self.drift_meter = DriftMeter(
-            settings.cloudflare,
-            datasets=self.collected.datasets,
-            api=self.api,
-            ledger=self.ledger,
-            clock=clock,
-            metrics=self.metrics,
-        )
-        reader = FactReader(
-            settings.cloudflare,
-            fact_sets=self.collected.fact_sets,
-            max_ledger_bytes=settings.ledger.max_bytes,
-            api=self.api,
-            ledger=self.ledger,
-            clock=clock,
-            health=self.health,
-            metrics=self.metrics,
-        )
+        self.collectors = [
+            Collector(
+                token,
+                datasets=self.collected.datasets,
+                owners=self.owners,
+                max_ledger_bytes=settings.ledger.max_bytes,
+                api=self.apis[token.name],
+                ledger=self.ledger,
+                clock=clock,
+                health=self.health,
+                metrics=self.metrics,
+            )
+            for token in tokens
+        ]
         # A loop only where there is something to do for it.
-        self.fact_readers = [reader] if self.collected.fact_sets else []
+        self.drift_meters = [
+            DriftMeter(
+                token,
+                datasets=self.collected.datasets,
+                api=self.apis[token.name],
+                ledger=self.ledger,
+                clock=clock,
+                metrics=self.metrics,
+            )
+            for token in tokens
+            if token.drift_sample_percent
+        ]
+        self.fact_readers = [
+            FactReader(
+                token,
+                fact_sets=fact_sets,
+                max_ledger_bytes=settings.ledger.max_bytes,
+                api=self.apis[token.name],
+                ledger=self.ledger,
+                clock=clock,
+                health=self.health,
+                metrics=self.metrics,
+            )
+            for token in tokens
+            if fact_sets
+        ]
         described = [*(each.metrics() for each in catalogue.values()), *(each.metrics() for each in FACT_SETS.values())]
         metadata = {
             metric.name: MetricMetadata(metric.help, metric.unit) for metrics in described for metric, _ in metrics
@@ -178,23 +200,15 @@ class Worker:
                     catalogue=catalogue,
                     collected=self.collected.datasets,
                     max_ledger_bytes=settings.ledger.max_bytes,
-                    api=self.api,
+                    apis=self.apis,
                     ledger=self.ledger,
                     clock=clock,
                 ),
             },
         )
         self._expect_loops()
-        for api in Api:
-            metrics = self.metrics
-            metrics.cloudflare_budget_limit_requests.labels(api).set(self.api.quota.limit(api))
-            metrics.cloudflare_budget_remaining_requests.labels(api).set_function(
-                partial(self.api.quota.remaining, api)
-            )
-
-        quota = self.api.quota
-        self.metrics.cloudflare_query_cost.set_function(lambda: _or_unknown(quota.cost_per_request))
-        self.metrics.cloudflare_budget_left.set_function(lambda: _or_unknown(quota.budget_left))
+        for name, api in self.apis.items():
+            self._watch(name, api.quota)
 
     async def __aenter__(self) -> Self:
         now = self._clock.now()
@@ -219,7 +233,8 @@ class Worker:
     def _closing(self) -> contextlib.AsyncExitStack:
         """What closes everything when it is left, the ledger last and whatever the others raise."""
         stack = contextlib.AsyncExitStack()
-        for close in (self.ledger.close, self.api.aclose, *(sender.aclose for sender in self.senders)):
+        apis = (api.aclose for api in self.apis.values())
+        for close in (self.ledger.close, *apis, *(sender.aclose for sender in self.senders)):
             stack.push_async_callback(close)
         return stack
 
@@ -238,13 +253,12 @@ class Worker:
             async with asyncio.TaskGroup() as group:
                 pushing = [group.create_task(pusher.run(stopping), name=pusher.loop) for pusher in self.pushers]
                 cut_off = [
-                    group.create_task(self.collector.run(stopping), name=COLLECT),
+                    *(group.create_task(each.run(stopping), name=each.loop) for each in self.collectors),
+                    *(group.create_task(each.run(stopping), name=each.loop) for each in self.fact_readers),
+                    *(group.create_task(each.run(stopping), name=DRIFT) for each in self.drift_meters),
                     group.create_task(self.maintainer.run(stopping), name=MAINTAIN),
                     group.create_task(self.repairer.run(stopping), name=REPAIR),
-                    *(group.create_task(reader.run(stopping), name=FACTS) for reader in self.fact_readers),
                 ]
-                if self.settings.cloudflare.drift_sample_percent:
-                    cut_off.append(group.create_task(self.drift_meter.run(stopping), name=DRIFT))
                 group.create_task(server.serve(), name="serve")
                 await stopping.wait()
                 log.info("The worker stops as soon as the requests under way have their answers")
@@ -265,13 +279,12 @@ class Worker:
         """
         await self.maintainer.tidy()
         try:
-            complete = await _cut_off(self.collector.collect_due(stopping), stopping, grace_seconds=0)
+            collected = await _cut_off(_all(each.collect_due(stopping) for each in self.collectors), stopping)
+            read = await _cut_off(_all(each.read_due(stopping) for each in self.fact_readers), stopping)
         except ExceptionGroup as errors:
             raise _reason(errors) from errors
-        for reader in self.fact_readers:
-            complete = await _cut_off(reader.read_due(stopping), stopping, grace_seconds=0) and complete
         await self.push_once(stopping)
-        return bool(complete)
+        return bool(collected and read)
 
     async def push_once(self, stopping: asyncio.Event) -> None:
         """Carry out the repairs that were asked for and push all that is pending; nothing is collected."""
@@ -293,10 +306,14 @@ class Worker:
         """Everything that there is to tell at this moment; of windows, what was final at `due_at`, now by default."""
         running = Running(
             readiness=self.health.readiness(),
-            token=self.health.token,
-            budgets=tuple(
-                ApiBudget(api=api, remaining=self.api.quota.remaining(api), limit=self.api.quota.limit(api))
-                for api in Api
+            cloudflare=CloudflareStatus(
+                token=self.health.token,
+                tokens=self.health.tokens,
+                budgets=tuple(
+                    ApiBudget(token=name, api=api, remaining=each.quota.remaining(api), limit=each.quota.limit(api))
+                    for name, each in self.apis.items()
+                    for api in Api
+                ),
             ),
             destinations={
                 pusher.name: RunningDestination(pusher.deliverer.protocol_text, pusher.deliverer.parked_text)
@@ -313,28 +330,39 @@ class Worker:
             due_at=due_at,
         )
 
-    def _count_request(self, api: Api, priority: Priority, outcome: str, seconds: float) -> None:
+    def _watch(self, token: str, quota: Quota) -> None:
+        """Tell in the metrics what is left of a token's budget."""
+        metrics = self.metrics
+        for api in Api:
+            metrics.cloudflare_budget_limit_requests.labels(token, api).set(quota.limit(api))
+            remaining = partial(quota.remaining, api)
+            metrics.cloudflare_budget_remaining_requests.labels(token, api).set_function(remaining)
+        metrics.cloudflare_query_cost.labels(token).set_function(lambda: _or_unknown(quota.cost_per_request))
+        metrics.cloudflare_budget_left.labels(token).set_function(lambda: _or_unknown(quota.budget_left))
+
+    def _count_request(self, token: str, api: Api, priority: Priority, outcome: str, seconds: float) -> None:
         # Listing many zones, or taking a refused query apart, is one turn of the loop and many requests. Requests for
         # facts come from the task of that name, and say nothing of whether collection turns, as little as drift's do.
         asking = asyncio.current_task()
-        if asking is not None and asking.get_name() == FACTS:
-            self.health.beat(FACTS)
+        if asking is not None and asking.get_name() == loop_of(FACTS, token):
+            self.health.beat(loop_of(FACTS, token))
         elif priority is not Priority.DRIFT:
-            self.health.beat(COLLECT)
-        self.metrics.cloudflare_requests_total.labels(api, outcome).inc()
+            self.health.beat(loop_of(COLLECT, token))
+        self.metrics.cloudflare_requests_total.labels(token, api, outcome).inc()
         self.metrics.cloudflare_request_duration_seconds.labels(api).observe(seconds)
 
     def _expect_loops(self) -> None:
         interval = self.settings.cloudflare.collection_interval_seconds
-        self.health.expect(
-            COLLECT,
-            allowance_seconds=interval + _COLLECT_ROUND_SECONDS,
-            liveness_seconds=interval + _COLLECT_LIVENESS_SECONDS,
-        )
-        for _ in self.fact_readers:
+        for collector in self.collectors:
+            self.health.expect(
+                collector.loop,
+                allowance_seconds=interval + _COLLECT_ROUND_SECONDS,
+                liveness_seconds=interval + _COLLECT_LIVENESS_SECONDS,
+            )
+        for reader in self.fact_readers:
             # The quota may make every read wait, and each counts as a pass.
             allowance = interval + _COLLECT_LIVENESS_SECONDS
-            self.health.expect(FACTS, allowance_seconds=allowance, liveness_seconds=allowance)
+            self.health.expect(reader.loop, allowance_seconds=allowance, liveness_seconds=allowance)
         for pusher, destination in zip(self.pushers, self.settings.destinations, strict=True):
             # The longest wait of a pusher is a Retry-After at its cap, with jitter, behind a request that timed out.
             queue = destination.queue
@@ -374,7 +402,14 @@ def _end_at_once(number: int, _frame: FrameType | None) -> NoReturn:
     os._exit(128 + number)
 
 
-async def _cut_off(work: Coroutine[Any, Any, T], stopping: asyncio.Event, *, grace_seconds: float) -> T | None:
+async def _all(works: Iterable[Coroutine[Any, Any, bool]]) -> bool:
+    """Whether all of these say yes, which go on beside each other."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(work) for work in works]
+    return all(task.result() for task in tasks)
+
+
+async def _cut_off(work: Coroutine[Any, Any, T], stopping: asyncio.Event, *, grace_seconds: float = 0.0) -> T | None:
     """What `work` returns or raises; None where it was cut off, so long after `stopping` was set."""
     working = asyncio.create_task(work)
     waiting = asyncio.create_task(stopping.wait())

@@ -26,8 +26,8 @@ from worker.cloudflare.planning import SAFE_NODES_PER_QUERY
 from worker.cloudflare.quota import PACE_SECONDS, PACE_SHARE
 from worker.config import CloudflareSettings
 from worker.ledger import Backfill, HoleReason, Ledger, OutOfReach, added, missing_windows, present_scopes
-from worker.listing import recalled
 from worker.outstanding import Outstanding, Query, Runs, Worklist, next_round
+from worker.owners import recalled
 from worker.times import span
 
 
@@ -101,9 +101,10 @@ async def plan_backfill(
     api: CloudflareApi,
     now: float,
 ) -> BackfillPlan:
-    """What is missing of these datasets, of the zones and accounts that the last listing showed.
+    """What is missing of these datasets, of the zones and accounts that the last listing with a token showed.
 
-    now: unix seconds, by which windows are final and retention is reckoned.
+    settings: those of the token.
+    now:      unix seconds, by which windows are final and retention is reckoned.
     """
     known = recalled(await ledger.read(present_scopes), settings)
     scopes = {each.tag: each for each in known if not wanted.zones or {each.tag, each.name} & set(wanted.zones)}

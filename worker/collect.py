@@ -12,17 +12,17 @@ Knows nothing of receivers. What it keeps in memory is only a view of the ledger
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 from typing import assert_never
 
 from worker.admission import admit, plan_of
 from worker.buckets import Bucket, Window, final_window_starts
+from worker.budget import keep_requests
 from worker.clock import Clock, really_ahead, wait_for_any
 from worker.cloudflare import (
     Answered,
-    Api,
     CloudflareApi,
     Dataset,
     ErrorKind,
@@ -37,14 +37,13 @@ from worker.cloudflare import (
 from worker.config import CloudflareSettings
 from worker.discovery import Discovery
 from worker.errors import LedgerFullError
-from worker.health import Health
+from worker.health import Health, loop_of
 from worker.ledger import (
     Captured,
     Hole,
     HoleReason,
     Ledger,
     capture,
-    log_requests,
     outstanding_windows,
     record_holes,
     room,
@@ -52,6 +51,7 @@ from worker.ledger import (
 from worker.listing import Listing
 from worker.observe import Metrics, get_logger
 from worker.outstanding import Outstanding, Query, Runs, Worklist, next_round
+from worker.owners import Owners
 from worker.times import instant
 
 LOOP = "collect"
@@ -94,14 +94,14 @@ class _Outcome(Enum):
 
 
 class Collector:
-    """Fetches what is due into the ledger, pass by pass."""
+    """Fetches what is due with one token into the ledger, pass by pass."""
 
     def __init__(
         self,
         settings: CloudflareSettings,
         *,
         datasets: Sequence[Dataset],
-        further_kinds: Collection[ScopeKind] = (),
+        owners: Owners | None = None,
         max_ledger_bytes: int,
         api: CloudflareApi,
         ledger: Ledger,
@@ -111,9 +111,10 @@ class Collector:
     ) -> None:
         """Nothing is asked for yet.
 
-        datasets:      what is collected, of the zones and accounts that the settings select.
-        further_kinds: kinds of scopes that are listed for others, too.
+        datasets: what is collected, of the zones and accounts that the settings select.
+        owners:   shared by the collectors of several tokens; without it there are no others.
         """
+        self.loop = loop_of(LOOP, settings.name)
         self._settings = settings
         self._max_ledger_bytes = max_ledger_bytes
         self._api = api
@@ -121,15 +122,9 @@ class Collector:
         self._clock = clock
         self._health = health
         self._metrics = metrics
-        self._listing = Listing(
-            settings,
-            kinds={dataset.scope for dataset in datasets} | set(further_kinds),
-            api=api,
-            ledger=ledger,
-            clock=clock,
-            health=health,
-            metrics=metrics,
-        )
+        kinds = {dataset.scope for dataset in datasets}
+        owners = owners or Owners([settings], kinds=kinds, ledger=ledger, metrics=metrics)
+        self._listing = Listing(settings, owners=owners, api=api, ledger=ledger, clock=clock, health=health)
         self._discovery = Discovery(datasets, settings.bucket_seconds, api=api, ledger=ledger, clock=clock)
         self._datasets = datasets
         self._is_admitted = False
@@ -154,13 +149,14 @@ class Collector:
 
         Returns whether nothing that is due is missing now.
         """
-        self._health.beat(LOOP)
+        self._health.beat(self.loop)
         started = self._clock.monotonic()
         complete = await self._pass(stopping)
         outstanding = [entry for worklist in self._worklists for entry in worklist.outstanding.items()]
         failing = {tag for tag, found in outstanding if found.is_failing}
-        self._metrics.zones_failing.set(sum(scope.kind is ScopeKind.ZONE for scope in self._scopes(failing)))
-        self._health.completed(LOOP)
+        failing_zones = sum(scope.kind is ScopeKind.ZONE for scope in self._scopes(failing))
+        self._metrics.zones_failing.labels(self._settings.name).set(failing_zones)
+        self._health.completed(self.loop)
         self._metrics.collect_pass_duration_seconds.observe(self._clock.monotonic() - started)
         return complete and not any(found.windows for _, found in outstanding)
 
@@ -175,7 +171,8 @@ class Collector:
                 discovered = await self._discovery.step(self._listing.scopes)
                 if listed and discovered and not self._is_admitted:
                     scopes = self._listing.scopes.values()
-                    admit(plan_of(self._settings, self._datasets, scopes, self._discovery.is_denied))
+                    plan = plan_of(self._settings, self._datasets, scopes, self._discovery.is_denied)
+                    admit(plan, token=self._settings.name)
                     self._is_admitted = True
                 for worklist in self._worklists:
                     await self._look_for_due_windows(worklist)
@@ -192,9 +189,10 @@ class Collector:
                 if not self._cloudflare_answers:
                     return False
                 if listed:
-                    self._metrics.collect_last_success_timestamp_seconds.set(self._clock.now())
+                    name = self._settings.name
+                    self._metrics.collect_last_success_timestamp_seconds.labels(name).set(self._clock.now())
                 # Hours of catching up are many passes to whoever watches.
-                self._health.completed(LOOP)
+                self._health.completed(self.loop)
                 if not queries and discovered:
                     return listed
         except* LedgerFullError as errors:
@@ -253,7 +251,7 @@ class Collector:
 
     async def _ask(self, query: Query) -> _Outcome:
         """Ask one query and write down what it brought."""
-        self._health.beat(LOOP)
+        self._health.beat(self.loop)
         worklists = {worklist.dataset.name: worklist for worklist in query.worklists}
         width_seconds = query.worklists[0].width_seconds
         datasets = [worklist.dataset for worklist in query.worklists]
@@ -261,7 +259,7 @@ class Collector:
             datasets, width_seconds, query.scopes, query.starts, priority=self._priority(query)
         )
         answers = _oldest_first(found)
-        await self._log_requests()
+        await keep_requests(self._settings.name, self._api.quota, self._ledger, self._clock)
         if not self._is_final(query):
             # The clock was set while nobody asked, and only the answer's date shows it: the next look begins anew.
             return _Outcome.TURNED_AWAY
@@ -300,13 +298,6 @@ class Collector:
         newest = max(worklist.looked_at.stop for worklist in query.worklists)
         return Priority.RETRY if query.is_retry or query.starts.stop < newest else Priority.LIVE
 
-    async def _log_requests(self) -> None:
-        """Keep what was sent, for the process that comes after this one, however this one ends."""
-        now = self._clock.now()
-        quota = self._api.quota
-        ended_at = {str(api): [now - seconds for seconds in quota.recent_seconds_ago(api)] for api in Api}
-        await self._ledger.write(log_requests, ended_at)
-
     def _is_final(self, query: Query) -> bool:
         """Whether the windows asked for were final, by the clock as it is known now that Cloudflare has answered."""
         now = self._cloudflare_now()
@@ -332,7 +323,7 @@ class Collector:
         ]
 
     def _note_captured(self, buckets: Sequence[Bucket], captured: Captured) -> None:
-        self._health.token_accepted()
+        self._health.token_accepted(self._settings.name)
         datasets = {bucket.dataset for bucket in buckets}
         newest = max(bucket.window.end for bucket in buckets)
         for name, count in captured.by_dataset.items():
@@ -363,7 +354,7 @@ class Collector:
         reason = HoleReason.FAILED
         hold_seconds = failure.retry_after_seconds or self._settings.collection_interval_seconds
         if failure.kind is ErrorKind.TOKEN:
-            self._health.token_refused(failure.message)
+            self._health.token_refused(failure.message, self._settings.name)
         elif failure.kind in _DENIALS:
             reason = HoleReason.DENIED
             self._discovery.note_denial(failed.scope.tag)

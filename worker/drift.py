@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from typing import assert_never
 
+from worker.budget import keep_requests
 from worker.clock import Clock, wait_for_any
 from worker.cloudflare import (
     ZONES_PER_QUERY,
     Account,
     Answered,
-    Api,
     CloudflareApi,
     Dataset,
     Failed,
@@ -39,7 +39,6 @@ from worker.ledger import (
     captured_samples,
     chosen_after,
     last_captured_before,
-    log_requests,
     newest_readings,
     present_scopes,
     record_readings,
@@ -74,7 +73,7 @@ log = get_logger()
 
 
 class DriftMeter:
-    """Reads a sample of the captured windows again, pass by pass."""
+    """Reads a sample of the windows that were captured with one token again, pass by pass."""
 
     def __init__(
         self,
@@ -111,14 +110,14 @@ class DriftMeter:
         """One pass: read again whatever is due by now."""
         await self._look_for_captures()
         due = self._take_due()
-        scopes = {scope.tag: scope for scope in await self._ledger.read(present_scopes)} if due else {}
+        known = await self._ledger.read(present_scopes) if due else ()
+        scopes = {scope.tag: scope for scope in known if scope.token == self._settings.name}
+        due = [each for each in due if each[1].scope in scopes]
         drifted: dict[str, int] = {}
         for after_seconds, windows in _together(due):
             if stopping.is_set():
                 break
-            asked = [
-                window for window in windows if window.scope in scopes and not self._is_late(window, after_seconds)
-            ]
+            asked = [window for window in windows if not self._is_late(window, after_seconds)]
             readings = await self._read(after_seconds, asked, scopes) if asked else []
             dataset = windows[0].dataset
             drifted[dataset] = drifted.get(dataset, 0) + sum(reading.samples_differing > 0 for reading in readings)
@@ -197,12 +196,9 @@ class DriftMeter:
                     pass
                 case _:
                     assert_never(answer)
-        now = self._clock.now()
-        quota = self._api.quota
-        ended_at = {str(api): [now - seconds for seconds in quota.recent_seconds_ago(api)] for api in Api}
         try:
-            await self._ledger.write(log_requests, ended_at)
-            await self._ledger.write(record_readings, readings, now)
+            await keep_requests(self._settings.name, self._api.quota, self._ledger, self._clock)
+            await self._ledger.write(record_readings, readings, self._clock.now())
         except LedgerFullError as error:
             log.warning("Windows that were read again are forgotten: the ledger's volume is full", error=str(error))
             return []

@@ -18,23 +18,23 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from worker.buckets import Bucket, Window
+from worker.budget import keep_requests
 from worker.clock import Clock, really_ahead, wait_for_any
-from worker.cloudflare import Api, ApiFailure, CloudflareApi, ErrorKind, FactSet, Samples, Scope
+from worker.cloudflare import ApiFailure, CloudflareApi, ErrorKind, FactSet, Samples, Scope
 from worker.config import BUCKET_SECONDS, CloudflareSettings
 from worker.errors import LedgerFullError
-from worker.health import Health, TokenState
+from worker.health import Health, TokenState, loop_of
 from worker.ledger import (
     Ledger,
     capture,
     denials,
-    log_requests,
     newest_timestamps,
     present_scopes,
     record_denials,
     room,
 )
-from worker.listing import recalled
 from worker.observe import Metrics, get_logger
+from worker.owners import recalled
 
 LOOP = "facts"
 
@@ -78,7 +78,7 @@ class _Subject:
 
 
 class FactReader:
-    """Reads what is due into the ledger, pass by pass."""
+    """Reads what is due with one token into the ledger, pass by pass."""
 
     def __init__(
         self,
@@ -93,6 +93,7 @@ class FactReader:
         metrics: Metrics,
     ) -> None:
         """`fact_sets`: what is read, of the zones and accounts that the ledger knows and the settings select."""
+        self.loop = loop_of(LOOP, settings.name)
         self._settings = settings
         self._fact_sets = fact_sets
         self._max_ledger_bytes = max_ledger_bytes
@@ -109,7 +110,7 @@ class FactReader:
         The first time after one interval: until then the zones are listed, and the requests of the process before this
         one counted.
         """
-        self._health.completed(LOOP)
+        self._health.completed(self.loop)
         while not await wait_for_any(self._clock, self._settings.collection_interval_seconds, stopping):
             await self.read_due(stopping)
 
@@ -118,7 +119,7 @@ class FactReader:
 
         Returns whether it got through, and nothing failed but what is denied.
         """
-        self._health.beat(LOOP)
+        self._health.beat(self.loop)
         got_through = False
         try:
             await self._look_for_subjects()
@@ -132,7 +133,7 @@ class FactReader:
                 got_through = True
         except LedgerFullError as error:
             log.warning("Reading facts pauses: the ledger's volume is full", error=str(error))
-        self._health.completed(LOOP)
+        self._health.completed(self.loop)
         return got_through and all(each.is_denied or not each.failures for each in self._subjects.values())
 
     async def _look_for_subjects(self) -> None:
@@ -175,9 +176,9 @@ class FactReader:
             if stopping.is_set() or unanswered == _READS_WITHOUT_ANSWER:
                 break
             found = await self._api.read_facts(subject.fact_set, subject.scope)
-            await self._log_requests()
+            await keep_requests(self._settings.name, self._api.quota, self._ledger, self._clock)
             # An hour of reading, which is what a large fleet takes, is many passes to whoever watches.
-            self._health.completed(LOOP)
+            self._health.completed(self.loop)
             match found:
                 case Samples():
                     unanswered = 0
@@ -231,7 +232,8 @@ class FactReader:
         """Hold the subject back; write down where it is denied."""
         name = subject.fact_set.name
         # Cloudflare speaks of a permission that lacks as of a wrong token, too; whether it is wrong the collector asks.
-        about_token = failure.kind is ErrorKind.TOKEN and self._health.token is not TokenState.REFUSED
+        is_refused = self._health.tokens[self._settings.name] is TokenState.REFUSED
+        about_token = failure.kind is ErrorKind.TOKEN and not is_refused
         if failure.kind in _DENIALS or about_token:
             hold_seconds = _DENIED_HOLD_SECONDS
             outcome = "denied"
@@ -265,13 +267,6 @@ class FactReader:
                 error=failure.message,
                 **({"permission": subject.fact_set.permission} if subject.is_denied else {}),
             )
-
-    async def _log_requests(self) -> None:
-        """Keep what was sent, for the process that comes after this one, however this one ends."""
-        now = self._clock.now()
-        quota = self._api.quota
-        ended_at = {str(api): [now - seconds for seconds in quota.recent_seconds_ago(api)] for api in Api}
-        await self._ledger.write(log_requests, ended_at)
 
     async def _has_room(self) -> bool:
         """Whether the ledger is within its budget."""

@@ -23,7 +23,7 @@ from worker.ledger import (
     not_delivered_between,
     present_scopes,
 )
-from worker.listing import recalled
+from worker.owners import all_recalled
 from worker.times import instant
 
 # So many zones stand in a command; more are meant by naming none, which costs nothing: what is there is left out.
@@ -128,7 +128,7 @@ async def find_gaps(
     """
     scopes = [
         each
-        for each in recalled(await ledger.read(present_scopes), settings)
+        for each in all_recalled(await ledger.read(present_scopes), settings)
         if not zones or {each.tag, each.name} & {*zones}
     ]
     denied = {(each.dataset, each.tag): each.detail for each in await ledger.read(denials)}

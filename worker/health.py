@@ -7,6 +7,7 @@ would cure nothing, and the ledger already holds what is to be delivered. So
 - a loop beats at every turn, also while it waits out a backoff; only a loop that hangs stops beating;
 - a pass that met an outage, and recorded it as such, is a completed pass;
 - a token that was accepted stays accepted until Cloudflare refuses it in so many words (401, 403);
+- of several tokens one that is accepted is enough: what is wrong with the others is told, and costs only their zones;
 - a destination whose set-up somebody has to correct (its credentials, URL or certificate) makes the worker unready, as
   nothing else is as loud; it delivers to the others and collects all the same.
 
@@ -15,11 +16,12 @@ An event loop that hangs as a whole answers no request at all, which a probe tak
 Pure: knows no HTTP and no ledger, and gets its time from the clock it is given.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from worker.clock import Clock
+from worker.config import DEFAULT_TOKEN
 from worker.times import instant, span
 
 # What another side said is quoted up to here: a sentence and its context, not a page of HTML.
@@ -27,7 +29,7 @@ MAX_QUOTE_CHARACTERS = 300
 
 
 class TokenState(StrEnum):
-    """What Cloudflare thinks of the API token, as far as it has said."""
+    """What Cloudflare thinks of an API token, as far as it has said."""
 
     UNKNOWN = "not checked yet"
     ACCEPTED = "accepted"
@@ -38,7 +40,8 @@ class TokenState(StrEnum):
 class Problem:
     """One reason why the worker is not what it should be.
 
-    what:  what has the problem: `token`, `ledger`, `destination <name>`, or the name of a loop.
+    what:  what has the problem: `token`, of several `token <name>`, `ledger`, `destination <name>`, or the name of a
+           loop.
     since: unix seconds at which the problem began.
     text:  what is wrong and what to do, on one line, for the person who reads it at night.
     """
@@ -56,7 +59,7 @@ class Verdict:
     """An answer to "is it alive?" or "is it ready?".
 
     ok:       yes or no.
-    problems: the reasons for a no; empty with a yes.
+    problems: the reasons for a no; with a yes, what is wrong and not reason enough, mostly nothing.
     """
 
     ok: bool
@@ -80,16 +83,19 @@ class LoopHealth:
 
 
 class Health:
-    """The facts and the two verdicts. Nothing is ready before it has been told so."""
+    """The facts and the two verdicts. Nothing is ready before it has been told so.
 
-    def __init__(self, clock: Clock) -> None:
+    tokens: the names of the API tokens.
+    """
+
+    def __init__(self, clock: Clock, tokens: Sequence[str] = (DEFAULT_TOKEN,)) -> None:
         self._clock = clock
         started = clock.monotonic()
         self._loops: dict[str, _Loop] = {}
         self._ledger = _Fact(started, "not found writable yet")
         self._parked: dict[str, _Fact] = {}
-        self._token = TokenState.UNKNOWN
-        self._token_fact = _Fact(started, "Cloudflare has not accepted the API token yet")
+        self._tokens = dict.fromkeys(tokens, TokenState.UNKNOWN)
+        self._token_facts = dict.fromkeys(tokens, _Fact(started, "Cloudflare has not accepted the API token yet"))
 
     def expect(self, loop: str, *, allowance_seconds: float, liveness_seconds: float) -> None:
         """Announce a loop before it starts.
@@ -117,16 +123,17 @@ class Health:
         """The ledger takes no writes; `reason` says why, without secrets."""
         self._ledger = self._ledger.failing(self._clock.monotonic(), quote(reason))
 
-    def token_accepted(self) -> None:
+    def token_accepted(self, token: str = DEFAULT_TOKEN) -> None:
         """Cloudflare has answered a request made with the token."""
-        self._token = TokenState.ACCEPTED
-        self._token_fact = _Fact(self._clock.monotonic(), None)
+        self._tokens[token] = TokenState.ACCEPTED
+        self._token_facts[token] = _Fact(self._clock.monotonic(), None)
 
-    def token_refused(self, reason: str) -> None:
+    def token_refused(self, reason: str, token: str = DEFAULT_TOKEN) -> None:
         """Cloudflare has answered 401 or 403 to the token itself; `reason` is what it said, without secrets."""
-        text = f"Cloudflare refuses the API token; check CF_API_TOKEN and its permissions. It said: {quote(reason)}"
-        self._token = TokenState.REFUSED
-        self._token_fact = self._token_fact.failing(self._clock.monotonic(), text)
+        setting = "CF_API_TOKEN" if token == DEFAULT_TOKEN else "its api_token under `cloudflare`"
+        text = f"Cloudflare refuses the API token; check {setting} and its permissions. It said: {quote(reason)}"
+        self._tokens[token] = TokenState.REFUSED
+        self._token_facts[token] = self._token_facts[token].failing(self._clock.monotonic(), text)
 
     def destination_parked(self, name: str, reason: str | None) -> None:
         """Somebody has to correct a destination's set-up before anything can be delivered; None: that has been done."""
@@ -138,9 +145,14 @@ class Health:
         self._parked[what] = self._parked.get(what, _Fact(now, None)).failing(now, quote(reason))
 
     @property
+    def tokens(self) -> Mapping[str, TokenState]:
+        """What Cloudflare last said about each token, by its name."""
+        return self._tokens
+
+    @property
     def token(self) -> TokenState:
-        """What Cloudflare last said about the token."""
-        return self._token
+        """The same of the token that is best off."""
+        return min(self._tokens.values(), key=(TokenState.ACCEPTED, TokenState.REFUSED, TokenState.UNKNOWN).index)
 
     def loops(self) -> Mapping[str, LoopHealth]:
         """What is known of every loop, in the order in which they were announced."""
@@ -170,10 +182,13 @@ class Health:
         return Verdict(not problems, problems)
 
     def readiness(self) -> Verdict:
-        """Ready while the ledger is writable, the token accepted, no destination parked and every loop in time."""
+        """Ready while the ledger is writable, a token accepted, no destination parked and every loop in time."""
+        tokens = {
+            "token" if name == DEFAULT_TOKEN else f"token {name}": fact for name, fact in self._token_facts.items()
+        }
         problems = [
             Problem(what, self._wall(fact.since), fact.problem)
-            for what, fact in (("ledger", self._ledger), ("token", self._token_fact), *self._parked.items())
+            for what, fact in (("ledger", self._ledger), *tokens.items(), *self._parked.items())
             if fact.problem is not None
         ]
         now = self._clock.monotonic()
@@ -185,11 +200,18 @@ class Health:
             elif now - loop.completed > loop.allowance_seconds:
                 text = f"completed its last pass at {instant(self._wall(loop.completed))}, {allowed}"
                 problems.append(Problem(name, self._wall(loop.completed + loop.allowance_seconds), text))
-        return Verdict(not problems, tuple(problems))
+        is_any_accepted = any(fact.problem is None for fact in tokens.values())
+        is_ok = is_any_accepted and all(problem.what in tokens for problem in problems)
+        return Verdict(is_ok, tuple(problems))
 
     def _wall(self, moment: float) -> float:
         """The unix time of a monotonic moment, by the wall clock as it stands now: right also after somebody set it."""
         return self._clock.now() - (self._clock.monotonic() - moment)
+
+
+def loop_of(loop: str, token: str) -> str:
+    """What a loop that asks Cloudflare with a token is called; of several tokens each has one of its own."""
+    return loop if token == DEFAULT_TOKEN else f"{loop}:{token}"
 
 
 def quote(text: str) -> str:

@@ -13,6 +13,7 @@ from html import escape
 from worker.health import quote
 from worker.status import (
     ApiBudget,
+    CloudflareStatus,
     DatasetStatus,
     DeniedStatus,
     DestinationStatus,
@@ -94,8 +95,7 @@ def render(report: StatusReport) -> bytes:
             tag("h2", "Ledger"),
             *_ledger(report.ledger),
             tag("h2", "Cloudflare API"),
-            tag("p", f"Token: {report.cloudflare.token}."),
-            *(_budget(budget) for budget in report.cloudflare.budgets),
+            *_cloudflare(report.cloudflare),
             tag("h2", "Repairs"),
             _journal(report.journal),
         ]
@@ -122,9 +122,10 @@ def _headline(report: StatusReport) -> list[Html]:
     if report.readiness.ok:
         verdict = tag("p", tag("span", "Ready.", css="good"), " Every loop does its work.", css="verdict")
     else:
-        problems = (tag("li", str(problem)) for problem in report.readiness.problems)
-        verdict = _joined([tag("p", "Not ready:", css="bad verdict"), tag("ul", *problems)])
-    return [verdict, _capture_sentence(report), _delivery_sentence(report)]
+        verdict = tag("p", "Not ready:", css="bad verdict")
+    problems = [tag("li", str(problem)) for problem in report.readiness.problems]
+    told = [tag("ul", *problems)] if problems else []
+    return [verdict, *told, _capture_sentence(report), _delivery_sentence(report)]
 
 
 def _capture_sentence(report: StatusReport) -> Html:
@@ -315,6 +316,13 @@ def _ledger(ledger: LedgerStatus) -> list[Html]:
         f'value="{ledger.size_bytes}"></meter>'
     )
     return [tag("p", gauge, text, tag("code", ledger.path))]
+
+
+def _cloudflare(cloudflare: CloudflareStatus) -> Iterable[Html]:
+    is_single = len(cloudflare.tokens) == 1
+    for name, state in cloudflare.tokens.items():
+        yield tag("p", f"Token: {state}." if is_single else f"Token {name}: {state}.")
+        yield from (_budget(budget) for budget in cloudflare.budgets if budget.token == name)
 
 
 def _budget(budget: ApiBudget) -> Html:

@@ -11,7 +11,7 @@ from typing import assert_never
 from worker import __version__
 from worker.cloudflare import Dataset, FactSet, further_delays
 from worker.config import Settings
-from worker.health import TokenState, Verdict
+from worker.health import Verdict
 from worker.ledger import (
     BackfillResult,
     Denial,
@@ -34,7 +34,6 @@ from worker.ledger import (
 )
 from worker.series import parse_label_block
 from worker.status import (
-    ApiBudget,
     CloudflareStatus,
     DatasetStatus,
     DeniedScope,
@@ -77,8 +76,7 @@ class Running:
     """
 
     readiness: Verdict
-    token: TokenState
-    budgets: tuple[ApiBudget, ...]
+    cloudflare: CloudflareStatus
     destinations: Mapping[str, RunningDestination] = field(default_factory=dict)
 
 
@@ -118,7 +116,7 @@ async def report_status(
         now=now,
         readiness=running.readiness,
         destinations=await _destinations(ledger, settings, running.destinations),
-        cloudflare=CloudflareStatus(token=running.token, budgets=running.budgets),
+        cloudflare=running.cloudflare,
         ledger=LedgerStatus(
             path=str(ledger.path),
             size_bytes=size.file_bytes + ledger.log_bytes(),

@@ -6,6 +6,7 @@ seconds, every size in bytes, and None stands for "never" or "none".
 The field names are those of /api/v1/status: renaming one breaks its readers.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from worker.health import TokenState, Verdict
@@ -172,13 +173,15 @@ class LedgerStatus:
 
 @dataclass(frozen=True, slots=True)
 class ApiBudget:
-    """How many requests one API of Cloudflare still takes.
+    """How many requests one API of Cloudflare still takes from one token.
 
+    token:     its name.
     api:       `graphql` or `rest`.
     remaining: requests that may be sent at once.
     limit:     requests that the worker allows itself per five minutes.
     """
 
+    token: str
     api: str
     remaining: int
     limit: int
@@ -186,9 +189,14 @@ class ApiBudget:
 
 @dataclass(frozen=True, slots=True)
 class CloudflareStatus:
-    """The other side: does it take the token, and how much may be asked?"""
+    """The other side: does it take the token, and how much may be asked?
+
+    token:  of several, what is true of the one that is best off.
+    tokens: each by its name.
+    """
 
     token: TokenState
+    tokens: Mapping[str, TokenState]
     budgets: tuple[ApiBudget, ...]
 
 

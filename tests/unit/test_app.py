@@ -183,10 +183,10 @@ async def test_the_http_side_tells_where_it_listens_and_answers(scene: Scene) ->
     assert [budget["api"] for budget in status["cloudflare"]["budgets"]] == ["graphql", "rest"]
     assert {scope["name"] for scope in status["scopes"]} == {zone.name for zone in scene.api.fleet.zones}
     # One query for what the zones are entitled to, one for their windows.
-    assert 'cfrw_cloudflare_requests_total{api="graphql",outcome="ok"} 2.0' in metrics
-    assert "cfrw_cloudflare_query_cost 1.0" in metrics
+    assert 'cfrw_cloudflare_requests_total{api="graphql",outcome="ok",token="default"} 2.0' in metrics
+    assert 'cfrw_cloudflare_query_cost{token="default"} 1.0' in metrics
     assert "cfrw_cloudflare_budget_left" in metrics
-    assert 'cfrw_cloudflare_budget_limit_requests{api="rest"} 1200.0' in metrics
+    assert 'cfrw_cloudflare_budget_limit_requests{api="rest",token="default"} 1200.0' in metrics
     assert ACCEPTED_BEARER not in str(status) + metrics
 
 
@@ -243,16 +243,16 @@ async def test_captured_windows_are_read_again_unless_that_is_switched_off(perce
 
 async def test_a_request_for_drift_does_not_show_that_collection_turns(scene: Scene) -> None:
     async with scene.worker() as worker:
-        worker._count_request(Api.GRAPHQL, Priority.DRIFT, "ok", 1.0)
+        worker._count_request("default", Api.GRAPHQL, Priority.DRIFT, "ok", 1.0)
         assert worker.health.loops()["collect"].beat_at is None
-        worker._count_request(Api.GRAPHQL, Priority.RETRY, "ok", 1.0)
+        worker._count_request("default", Api.GRAPHQL, Priority.RETRY, "ok", 1.0)
         assert worker.health.loops()["collect"].beat_at is not None
 
 
 async def test_every_request_to_cloudflare_shows_that_collection_turns(scene: Scene) -> None:
     async with scene.worker() as worker:
         await scene.clock.advance(600)
-        await worker.api.list_zones()
+        await worker.apis["default"].list_zones()
         assert worker.health.loops()["collect"].beat_at == scene.clock.now()
 
 
@@ -289,7 +289,7 @@ async def test_stopping_finishes_the_request_under_way_records_it_and_cuts_colle
     async with worker:
         task = asyncio.create_task(worker.run(scene.stopping))
         await sees(lambda: len(sent) > 0 and passes(worker)["collect"] > 0, task)
-        monkeypatch.setattr(worker.api, "fetch", never)
+        monkeypatch.setattr(worker.apis["default"], "fetch", never)
         while not asked.is_set():
             await scene.clock.advance(60)
         scene.stopping.set()
@@ -331,7 +331,7 @@ async def test_what_one_part_cannot_go_on_with_ends_all_and_is_raised_as_it_is(
     part: str, error: Exception, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = scene.worker()
-    failing = worker.pushers[0] if part == "pusher" else getattr(worker, part)
+    failing = getattr(worker, part, None) or getattr(worker, f"{part}s")[0]
 
     async def fail(_stopping: asyncio.Event) -> None:
         await sees(lambda: len(scene.receiver.samples) > 0 or part in {"collector", "pusher"})
@@ -355,7 +355,7 @@ async def test_of_several_errors_the_one_that_says_what_to_do_is_raised(
     async def fail(error: Exception) -> None:
         raise error
 
-    monkeypatch.setattr(worker.collector, "run", lambda _stopping: fail(RuntimeError()))
+    monkeypatch.setattr(worker.collectors[0], "run", lambda _stopping: fail(RuntimeError()))
     monkeypatch.setattr(worker.repairer, "run", lambda _stopping: fail(full))
     with pytest.raises(LedgerFullError):
         async with worker:
@@ -432,7 +432,7 @@ async def test_the_ledger_is_let_go_even_where_closing_the_rest_fails(
         raise OSError(message)
 
     monkeypatch.setattr(worker.senders[0], "aclose", fail)
-    monkeypatch.setattr(worker.api, "aclose", fail)
+    monkeypatch.setattr(worker.apis["default"], "aclose", fail)
     with pytest.raises(OSError, match="cannot be closed"):
         async with worker:
             pass
@@ -484,7 +484,7 @@ async def test_once_is_cut_off_when_it_is_told_to_stop_while_it_waits_for_cloudf
         await asyncio.Event().wait()
 
     async with scene.worker(once=True) as worker:
-        monkeypatch.setattr(worker.api, "fetch", never)
+        monkeypatch.setattr(worker.apis["default"], "fetch", never)
         working = asyncio.create_task(worker.run_once(scene.stopping))
         await asked.wait()
         scene.stopping.set()

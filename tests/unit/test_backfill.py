@@ -30,7 +30,7 @@ from worker.cloudflare import (
     ScopeAnswer,
     shipped,
 )
-from worker.config import CloudflareSettings
+from worker.config import DEFAULT_TOKEN, CloudflareSettings
 from worker.health import Health
 from worker.ledger import (
     Backfill,
@@ -139,7 +139,7 @@ class Scene:
             catalogue=shipped(),
             collected=[HTTP],
             max_ledger_bytes=max_ledger_bytes,
-            api=cast(CloudflareApi, self.api),
+            apis={DEFAULT_TOKEN: cast(CloudflareApi, self.api)},
             ledger=self.ledger,
             clock=self.clock,
         )

@@ -625,7 +625,7 @@ async def test_a_zone_that_cloudflare_asks_to_leave_alone_is_left_alone_for_that
     limited = failure(ErrorKind.RATE, zone_tags=(zone(2).tag,), retry_after_seconds=300.0)
     scene.api.fault = lambda each, _starts: limited if each == zone(2) else None
     await scene.collect()
-    assert scene.value("cfrw_collect_last_success_timestamp_seconds") == NOW
+    assert scene.value("cfrw_collect_last_success_timestamp_seconds", token="default") == NOW
     scene.api.asked.clear()
     scene.api.fault = lambda _zone, _starts: None
     for _ in range(4):
@@ -903,7 +903,7 @@ async def test_a_zone_that_disappears_is_asked_for_no_more_and_keeps_its_history
     assert scene.api.asked_of(zone(2)) == []
     assert (await scene.captured())[zone(2).tag] == before
     assert [scope.tag for scope in await scene.ledger.read(present_scopes)] == [zone(1).tag, zone(3).tag]
-    assert scene.value("cfrw_zones") == 2
+    assert scene.value("cfrw_zones", token="default") == 2
 
 
 async def test_a_zone_that_comes_back_gets_the_windows_of_its_absence(scene: Scene) -> None:
@@ -1073,14 +1073,14 @@ async def test_deliveries_are_told_of_what_was_captured(scene: Scene) -> None:
 async def test_a_pass_without_an_outage_is_a_success_even_where_a_zone_is_denied(scene: Scene) -> None:
     scene.api.fault = lambda each, _starts: failure(ErrorKind.PLAN_DATASET) if each == zone(2) else None
     await scene.collect()
-    assert scene.value("cfrw_collect_last_success_timestamp_seconds") == NOW
-    assert scene.value("cfrw_zones") == 3
-    assert scene.value("cfrw_zones_failing") == 1
+    assert scene.value("cfrw_collect_last_success_timestamp_seconds", token="default") == NOW
+    assert scene.value("cfrw_zones", token="default") == 3
+    assert scene.value("cfrw_zones_failing", token="default") == 1
     scene.api.fault = lambda _zone, _starts: None
     scene.clock.set(NOW + HOUR)
     await scene.collect()
-    assert scene.value("cfrw_collect_last_success_timestamp_seconds") == NOW + HOUR
-    assert scene.value("cfrw_zones_failing") == 0
+    assert scene.value("cfrw_collect_last_success_timestamp_seconds", token="default") == NOW + HOUR
+    assert scene.value("cfrw_zones_failing", token="default") == 0
 
 
 @pytest.mark.parametrize("retry_after", [None, 300.0])
@@ -1088,8 +1088,8 @@ async def test_a_pass_in_an_outage_is_no_success(retry_after: float | None, scen
     scene.api.fault = lambda _zone, _starts: failure(ErrorKind.RATE, retry_after_seconds=retry_after)
     for _ in range(4):
         await scene.next_pass()
-    assert scene.value("cfrw_collect_last_success_timestamp_seconds") == 0
-    assert scene.value("cfrw_zones_failing") == 3
+    assert scene.value("cfrw_collect_last_success_timestamp_seconds", token="default") == 0
+    assert scene.value("cfrw_zones_failing", token="default") == 3
 
 
 async def test_captures_are_counted(scene: Scene) -> None:

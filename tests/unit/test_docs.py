@@ -28,6 +28,7 @@ from worker.config import (
     DESTINATION_KEYS,
     SECRET_FILE_KEYS,
     SETTINGS,
+    TOKEN_KEYS,
     RelabelRule,
     Setting,
     load_settings,
@@ -145,6 +146,12 @@ def test_every_setting_is_in_the_readme_with_its_default_and_meaning(setting: Se
 def test_the_settings_stand_in_their_order_and_no_other_does() -> None:
     documented = [codes(row[0]) for row in table(README, "name", "default", "meaning")]
     assert documented == [[each.name, f"{each.name}_FILE"] if each.secret else [each.name] for each in SETTINGS]
+
+
+def test_the_keys_of_a_token_are_in_the_readme_and_no_other_is() -> None:
+    (sentence,) = re.findall(r"^An entry takes (.*?)\.", prose(README), re.MULTILINE | re.DOTALL)
+    names = [key.name for key in TOKEN_KEYS]
+    assert codes(sentence) == [*names[:2], "api_token_file", *names[2:]]
 
 
 @pytest.mark.parametrize("key", DESTINATION_KEYS, ids=lambda key: key.name)
@@ -595,8 +602,8 @@ def test_every_configuration_in_a_document_is_sound(document: Path, tmp_path: Pa
             file = tmp_path / "cfrw.yaml"
             file.write_text(block.text)
             for name in re.findall(r"_(?:file|path): ([\w.]+)", block.text):
-                (tmp_path / name).write_text("a-secret")
-            load_settings(file, ENVIRONMENT)
+                (tmp_path / name).write_text(f"a-secret-of-{name}")
+            load_settings(file, {} if "\ncloudflare:\n" in block.text else ENVIRONMENT)
 
 
 @each_document

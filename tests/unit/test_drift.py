@@ -292,7 +292,7 @@ async def test_a_stop_ends_a_pass_between_two_queries(scene: Scene) -> None:
 async def test_the_requests_are_kept_for_the_next_process(scene: Scene) -> None:
     await scene.captured(zone(1))
     await scene.pass_at(NOW + QUARTER)
-    assert await scene.ledger.read(logged_requests) == {"graphql": [NOW + QUARTER], "rest": []}
+    assert await scene.ledger.read(logged_requests, "default") == {"graphql": [NOW + QUARTER], "rest": []}
 
 
 async def test_the_loop_waits_before_its_first_pass_and_reads_at_every_further_one(scene: Scene) -> None:

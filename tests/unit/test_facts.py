@@ -340,7 +340,7 @@ async def test_a_scope_without_facts_is_read_once_too_and_requests_are_remembere
         for _ in range(2):
             assert await scene.next_pass()
         assert len(scene.api.reads) == 4
-        assert set(await scene.ledger.read(logged_requests)) == {"graphql", "rest"}
+        assert set(await scene.ledger.read(logged_requests, "default")) == {"graphql", "rest"}
 
 
 async def test_the_loop_begins_after_the_listing_and_stops_when_it_is_told(tmp_path: Path) -> None:

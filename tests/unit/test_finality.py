@@ -241,7 +241,7 @@ async def test_zones_that_the_settings_exclude_now_are_not_collected_while_the_l
     restarted = scene.restarted(**change)
     assert not await restarted.collect()
     assert {tag for asked in scene.api.asked for tag in asked.tags} == {zone(number).tag for number in left}
-    assert scene.value("cfrw_zones") == len(left)
+    assert scene.value("cfrw_zones", token="default") == len(left)
     assert len(await scene.ledger.read(present_scopes)) == 3, "what was listed before is not forgotten for that"
 
 
@@ -282,11 +282,11 @@ async def test_a_pass_is_no_success_while_the_token_is_refused(scene: Scene) -> 
         scene.clock.set(scene.clock.now() + REFRESH_SECONDS)
         assert not await scene.collect()
         assert not await scene.next_pass()
-        assert scene.value("cfrw_collect_last_success_timestamp_seconds") == NOW
+        assert scene.value("cfrw_collect_last_success_timestamp_seconds", token="default") == NOW
     scene.api.listing = None
     scene.api.fault = lambda _zone, _starts: None
     assert await scene.next_pass()
-    assert scene.value("cfrw_collect_last_success_timestamp_seconds") == scene.clock.now()
+    assert scene.value("cfrw_collect_last_success_timestamp_seconds", token="default") == scene.clock.now()
 
 
 # ------------------------------------------------------------------------------------------ zones that disappear

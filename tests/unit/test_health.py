@@ -128,6 +128,27 @@ async def test_a_refused_token_makes_it_unready_until_it_is_accepted_again(healt
     assert problems(health) == []
 
 
+def test_of_several_tokens_one_that_is_accepted_is_enough_and_what_is_wrong_with_the_others_is_told(
+    clock: SteppedClock,
+) -> None:
+    health = Health(clock, ["a", "b", "c"])
+    health.ledger_writable()
+    health.token_refused("Invalid API Token", "b")
+    assert (health.readiness().ok, health.token) == (False, TokenState.REFUSED)
+
+    health.token_accepted("a")
+    verdict = health.readiness()
+
+    assert (verdict.ok, health.token) == (True, TokenState.ACCEPTED)
+    assert health.tokens == {"a": TokenState.ACCEPTED, "b": TokenState.REFUSED, "c": TokenState.UNKNOWN}
+    refused, unknown = map(str, verdict.problems)
+    assert refused.startswith("token b: Cloudflare refuses the API token; check its api_token under `cloudflare` and")
+    assert unknown.startswith("token c: Cloudflare has not accepted the API token yet")
+
+    health.ledger_unwritable("the volume is full")
+    assert not health.readiness().ok
+
+
 async def test_a_ledger_that_takes_no_writes_makes_it_unready_since_the_first_report(
     health: Health, clock: SteppedClock
 ) -> None:

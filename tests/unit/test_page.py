@@ -9,8 +9,8 @@ import pytest
 
 from tests.reports import DATASET, DENIED, DESTINATION, NOW, REFUSAL, REPORT, SCOPE
 from worker import page
-from worker.health import Problem, Verdict
-from worker.status import GivenUp, LedgerStatus, StatusReport
+from worker.health import Problem, TokenState, Verdict
+from worker.status import ApiBudget, CloudflareStatus, GivenUp, LedgerStatus, StatusReport
 
 VOID = {"meta"}
 
@@ -115,6 +115,27 @@ def test_a_worker_without_trouble_says_so_in_three_sentences() -> None:
     assert "Captured: every window that is due." in text
     assert "Delivered: everything that was captured." in text
     assert "ready - cloudflare-remote-write" in text
+
+
+def test_of_several_tokens_each_has_its_state_and_budget_and_what_is_wrong_with_one_stands_at_the_top() -> None:
+    report = replace(
+        REPORT,
+        readiness=Verdict(ok=True, problems=(Problem("token b", NOW - 60, "Cloudflare refuses the API token"),)),
+        cloudflare=CloudflareStatus(
+            TokenState.ACCEPTED,
+            {"a": TokenState.ACCEPTED, "b": TokenState.REFUSED},
+            (ApiBudget("a", "graphql", 280, 300), ApiBudget("b", "graphql", 90, 100)),
+        ),
+    )
+
+    text = document(report).text
+
+    assert "Every loop does its work. token b: Cloudflare refuses the API token (since 2026-01-06T02:59:00Z)" in text
+    budgets = text.partition("Token a:")[2].split("Token b:")
+    assert [" ".join(budget.split())[:70] for budget in budgets] == [
+        "accepted. graphql: 280 of 300 requests per 5 minutes are left.",
+        "refused. graphql: 90 of 100 requests per 5 minutes are left. Repairs W",
+    ]
 
 
 def test_trouble_stands_at_the_top_in_sentences() -> None:

@@ -39,11 +39,15 @@ from worker.ledger import (
 from worker.ledger.session import Session
 from worker.report import Running, RunningDestination, report_status
 from worker.series import label_block
-from worker.status import ApiBudget, DeniedScope, DeniedStatus, GivenUp, RefusedStatus, StatusReport
+from worker.status import ApiBudget, CloudflareStatus, DeniedScope, DeniedStatus, GivenUp, RefusedStatus, StatusReport
 
 NOW = T0 + 10.0 * HOUR
 READINESS = Verdict(ok=False, problems=(Problem("token", NOW, "Cloudflare refuses the API token"),))
-BUDGETS = (ApiBudget("graphql", 280, 300), ApiBudget("rest", 1100, 1200))
+CLOUDFLARE = CloudflareStatus(
+    TokenState.REFUSED,
+    {"default": TokenState.REFUSED},
+    (ApiBudget("default", "graphql", 280, 300), ApiBudget("default", "rest", 1100, 1200)),
+)
 
 
 @dataclass
@@ -57,7 +61,7 @@ class Scene:
     fact_sets: tuple[FactSet, ...] = (FACT_SETS["certificates"],)
 
     async def report(self, now: float = NOW, *, due_at: float | None = None) -> StatusReport:
-        running = Running(READINESS, TokenState.REFUSED, BUDGETS, self.destinations)
+        running = Running(READINESS, CLOUDFLARE, self.destinations)
         return await report_status(
             self.ledger, self.settings, now, running, datasets=self.datasets, fact_sets=self.fact_sets, due_at=due_at
         )
@@ -261,8 +265,7 @@ async def test_the_ledger_is_told_with_its_size(scene: Scene) -> None:
 async def test_what_only_the_running_worker_knows_is_passed_on(scene: Scene) -> None:
     report = await scene.report()
     assert report.readiness == READINESS
-    assert report.cloudflare.token is TokenState.REFUSED
-    assert report.cloudflare.budgets == BUDGETS
+    assert report.cloudflare == CLOUDFLARE
     assert (report.version, report.now) == (__version__, NOW)
 
 

@@ -40,14 +40,14 @@ from worker.ledger import (
     set_aside,
 )
 from worker.report import Running, report_status
-from worker.status import DestinationStatus, GivenUp, ScopeStatus
+from worker.status import CloudflareStatus, DestinationStatus, GivenUp, ScopeStatus
 
 END = T0 + 24 * HOUR + 600
 """When the 24 windows of the first day are final."""
 
 HTTP = shipped()[DATASET]
 
-RUNNING = Running(readiness=Verdict(ok=True, problems=()), token=TokenState.UNKNOWN, budgets=())
+RUNNING = Running(Verdict(ok=True, problems=()), CloudflareStatus(TokenState.UNKNOWN, {}, ()))
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -11,6 +12,7 @@ import click
 
 from worker.app import api_of
 from worker.backfill import BackfillPlan, plan_backfill, seconds_for
+from worker.budget import recall_requests
 from worker.cli.options import (
     EXIT_INCOMPLETE,
     config_option,
@@ -24,12 +26,13 @@ from worker.cli.repair import carry_out, is_delivered, on_interrupt_option, prin
 from worker.cli.resend import TooOld, age_limit_seconds, print_too_old
 from worker.cli.tables import new_table, number_column, print_json, print_line, terminal, text_column
 from worker.clock import SystemClock
-from worker.cloudflare import FACT_SETS, Api
-from worker.config import Settings
+from worker.cloudflare import FACT_SETS, Api, Dataset
+from worker.config import CloudflareSettings, Settings
 from worker.datasets import catalogue_of, chosen
 from worker.errors import UsageError
-from worker.ledger import Backfill, BackfillResult, HoleReason, Ledger, OutOfReach, present_scopes
-from worker.listing import recall_requests, recalled
+from worker.ledger import Backfill, BackfillResult, HoleReason, Ledger, OutOfReach, added, present_scopes
+from worker.outstanding import Worklist
+from worker.owners import all_recalled
 from worker.times import instant, span
 
 
@@ -169,57 +172,63 @@ def _require_sound(settings: Settings, wanted: Backfill, max_hours: int | None, 
 async def _plan(settings: Settings, wanted: Backfill, now: float) -> Plan:
     catalogue = catalogue_of(settings.cloudflare)
     collected = chosen(settings.cloudflare, catalogue).datasets
-    clock = SystemClock()
+    datasets = [catalogue[name] for name in wanted.datasets] or collected
     ledger = Ledger.open_read_only(settings.ledger.path)
-    api = api_of(settings.cloudflare, clock)
     try:
-        known = recalled(await ledger.read(present_scopes), settings.cloudflare)
+        known = all_recalled(await ledger.read(present_scopes), settings.cloudflare)
         if not known:
             msg = "no zone has been listed yet: `cfrw run --once` lists them and fetches what is recent"
             raise UsageError(msg)
         require_known("--zone", wanted.zones, [*(each.name for each in known), *(each.tag for each in known)])
-        await recall_requests(ledger, api, clock)
-        plan = await plan_backfill(
-            wanted,
-            [catalogue[name] for name in wanted.datasets] or collected,
-            settings=settings.cloudflare,
-            ledger=ledger,
-            api=api,
-            now=now,
-        )
-        requests = plan.requests()
-        return Plan(
-            missing=tuple(
-                Missing(
-                    each.dataset.name,
-                    each.width_seconds,
-                    len(each.outstanding),
-                    sum(len(found.windows) for found in each.outstanding.values()),
-                )
-                for each in plan.worklists
-            ),
-            windows=plan.windows,
-            not_final=plan.not_final,
-            requests=requests,
-            seconds=seconds_for(requests, api.quota.limit(Api.GRAPHQL)),
-            out_of_reach=plan.out_of_reach,
-            too_old=tuple(_too_old(settings, plan, now)),
-        )
+        plans = [await _plan_with(token, wanted, datasets, ledger, now) for token in settings.cloudflare.by_token()]
+    finally:
+        await ledger.close()
+    requests = [plan.requests() for plan, _ in plans]
+    worklists = [each for plan, _ in plans for each in plan.worklists]
+    return Plan(
+        missing=_missing(worklists),
+        windows=sum(plan.windows for plan, _ in plans),
+        not_final=sum(plan.not_final for plan, _ in plans),
+        requests=sum(requests),
+        # Each token has a pace of its own.
+        seconds=max(seconds_for(count, limit) for count, (_, limit) in zip(requests, plans, strict=True)),
+        out_of_reach=added(*(plan.out_of_reach for plan, _ in plans)),
+        too_old=tuple(_too_old(settings, worklists, now)),
+    )
+
+
+async def _plan_with(
+    settings: CloudflareSettings, wanted: Backfill, datasets: Sequence[Dataset], ledger: Ledger, now: float
+) -> tuple[BackfillPlan, int]:
+    """What would be fetched with one token, and how many queries it allows in five minutes."""
+    clock = SystemClock()
+    api = api_of(settings, clock)
+    try:
+        await recall_requests(settings.name, api.quota, ledger, clock)
+        plan = await plan_backfill(wanted, datasets, settings=settings, ledger=ledger, api=api, now=now)
+        return plan, api.quota.limit(Api.GRAPHQL)
     finally:
         await api.aclose()
-        await ledger.close()
 
 
-def _too_old(settings: Settings, plan: BackfillPlan, now: float) -> list[TooOld]:
+def _missing(worklists: Sequence[Worklist]) -> tuple[Missing, ...]:
+    """One for each dataset and width, whichever tokens it is fetched with."""
+    scopes: Counter[tuple[str, int]] = Counter()
+    windows: Counter[tuple[str, int]] = Counter()
+    for each in worklists:
+        scopes[each.dataset.name, each.width_seconds] += len(each.outstanding)
+        windows[each.dataset.name, each.width_seconds] += sum(len(found.windows) for found in each.outstanding.values())
+    return tuple(Missing(*key, scopes=count, windows=windows[key]) for key, count in scopes.items())
+
+
+def _too_old(settings: Settings, worklists: Sequence[Worklist], now: float) -> list[TooOld]:
     found = []
     for destination in settings.destinations:
         limit_seconds = age_limit_seconds(destination)
         if limit_seconds is None:
             continue
         windows = sum(
-            len(entry.windows.before(now - limit_seconds))
-            for each in plan.worklists
-            for entry in each.outstanding.values()
+            len(entry.windows.before(now - limit_seconds)) for each in worklists for entry in each.outstanding.values()
         )
         if windows:
             found.append(TooOld(destination.name, windows, limit_seconds))

@@ -48,7 +48,8 @@ def start_logging(settings: Settings) -> Redactor:
 
 def secrets_in(settings: Settings) -> Iterator[str]:
     """Every secret of the configuration that is long enough to be one."""
-    yield settings.cloudflare.api_token.get_secret_value()
+    for token in settings.cloudflare.by_token():
+        yield token.api_token.get_secret_value()
     for destination in settings.destinations:
         yield from (secret for secret in secrets_of(destination) if len(secret) >= _SHORTEST_SECRET)
 

@@ -32,6 +32,7 @@ from worker.health import TokenState, Verdict
 from worker.ledger import Ledger
 from worker.report import Running, report_status
 from worker.status import (
+    CloudflareStatus,
     DatasetStatus,
     DeniedStatus,
     DestinationStatus,
@@ -73,7 +74,8 @@ def _without_what_is_unknown(fields: dict[str, Any]) -> dict[str, Any]:
 async def _read_status(settings: Settings) -> StatusReport:
     ledger = Ledger.open_read_only(settings.ledger.path)
     try:
-        unknown = Running(readiness=Verdict(ok=True, problems=()), token=TokenState.UNKNOWN, budgets=())
+        nothing = CloudflareStatus(token=TokenState.UNKNOWN, tokens={}, budgets=())
+        unknown = Running(readiness=Verdict(ok=True, problems=()), cloudflare=nothing)
         collected = chosen(settings.cloudflare, catalogue_of(settings.cloudflare))
         report = await report_status(
             ledger,

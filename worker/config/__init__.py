@@ -19,11 +19,20 @@ from worker.config.authentication import (
 )
 from worker.config.connection import ProxySettings, TlsSettings
 from worker.config.load import load_settings, load_some
-from worker.config.names import DESTINATION_KEYS, SECRET_FILE_KEYS, SETTINGS, Setting, describe
+from worker.config.names import (
+    DESTINATION_KEYS,
+    SECRET_FILE_KEYS,
+    SETTINGS,
+    TOKEN_KEYS,
+    TOKEN_SETTINGS,
+    Setting,
+    describe,
+)
 from worker.config.relabel_rules import RelabelRule
 from worker.config.secret_files import SecretFile, SecretFileError
 from worker.config.settings import (
     BUCKET_SECONDS,
+    DEFAULT_TOKEN,
     CloudflareSettings,
     DestinationSettings,
     LedgerSettings,
@@ -33,13 +42,17 @@ from worker.config.settings import (
     MetadataSettings,
     QueueSettings,
     Settings,
+    TokenSettings,
 )
 
 __all__ = [
     "BUCKET_SECONDS",
+    "DEFAULT_TOKEN",
     "DESTINATION_KEYS",
     "SECRET_FILE_KEYS",
     "SETTINGS",
+    "TOKEN_KEYS",
+    "TOKEN_SETTINGS",
     "Authorization",
     "AzureAdSettings",
     "AzureCertificate",
@@ -65,6 +78,7 @@ __all__ = [
     "Settings",
     "SigV4Settings",
     "TlsSettings",
+    "TokenSettings",
     "describe",
     "load_settings",
     "load_some",

@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from worker.config import destinations, pasted
+from worker.config import destinations, pasted, tokens
 from worker.config.file import read_file
 from worker.config.mistakes import Mistakes
-from worker.config.names import SETTINGS, Setting
+from worker.config.names import SETTINGS, TOKEN_SETTINGS, Setting
 from worker.config.secret_files import Given, is_empty, look_up
-from worker.config.settings import DestinationSettings, Settings
+from worker.config.settings import DestinationSettings, Settings, TokenSettings
 from worker.config.values import did_you_mean
 from worker.errors import Mistake
 
@@ -25,6 +25,7 @@ _MISSPELT = 0.9
 _UNIT = re.compile(r"_(SECONDS|MINUTES|HOURS|DAYS|BYTES)$")
 # Replacements refer to the groups of their regex.
 _OWN_PLACEHOLDERS = frozenset({"write_relabel_configs"})
+_LISTS = {"cloudflare": "CF_API_TOKEN", "remote_write": "REMOTE_WRITE_URL"}  # in the place of which each stands
 _PLACES = {setting.name: place for place, setting in enumerate(SETTINGS)}
 
 
@@ -43,13 +44,16 @@ def load_settings(config_file: Path | None, environ: Mapping[str, str]) -> Setti
     given = {setting.name: _look_up(setting, environ, file, directory, mistakes) for setting in SETTINGS}
     _refuse_misspelt_variables(environ, mistakes)
     _refuse_unknown_keys(file, mistakes)
+    listed = _tokens(given, file, directory, mistakes)
+    if listed is not None:
+        given = {name: found for name, found in given.items() if name not in TOKEN_SETTINGS}
     parsed = _parse(given, mistakes, complete=complete)
     _cross_check(given, parsed, mistakes)
     labels = pasted.external_labels(file, mistakes)
     pushed_to = _destinations(given, parsed, file, directory, mistakes, complete=complete)
     mistakes.raise_any(lambda mistake: _place(mistake, str(config_file)))
     labelled = tuple(destination.model_copy(update={"external_labels": labels}) for destination in pushed_to)
-    return _assemble(parsed, labelled, _replaced(given, file))
+    return _assemble(parsed, listed or (), labelled, _replaced(given, file))
 
 
 def load_some(names: Collection[str], config_file: Path | None, environ: Mapping[str, str]) -> Mapping[str, Any]:
@@ -101,7 +105,7 @@ def _refuse_misspelt_variables(environ: Mapping[str, str], mistakes: Mistakes) -
 
 
 def _refuse_unknown_keys(file: Mapping[str, object], mistakes: Mistakes) -> None:
-    known = ["remote_write", "external_labels"]
+    known = ["cloudflare", "remote_write", "external_labels"]
     for setting in SETTINGS:
         known += [setting.name.lower(), f"{setting.name.lower()}_file"] if setting.secret else [setting.name.lower()]
     for key in file:
@@ -132,6 +136,20 @@ def _parse_one(setting: Setting, found: Given, mistakes: Mistakes) -> dict[str, 
     except ValidationError as error:
         mistakes.add_invalid(error, lambda _: found.name)
         return {}
+
+
+def _tokens(
+    given: Mapping[str, Given | None], file: Mapping[str, object], directory: Path, mistakes: Mistakes
+) -> tuple[TokenSettings, ...] | None:
+    """The tokens of the file's list; None where it has none, and the settings of one token are in force."""
+    entries = file.get("cloudflare")
+    if is_empty(entries) or entries == []:
+        return None
+    if single := [found.name for name in TOKEN_SETTINGS if (found := given[name]) is not None]:
+        problem = f"cannot be given together with {', '.join(single)}: with this list, each token has its own there"
+        mistakes.add("cloudflare", None, problem)
+        return ()
+    return tokens.from_list(entries, directory, mistakes)
 
 
 def _destinations(
@@ -200,17 +218,25 @@ def _place(mistake: Mistake, config_file: str) -> tuple[int, int]:
     name = mistake.setting
     if name.startswith(config_file):
         return -1, 0
-    if entry := re.match(r"remote_write(?:\[([0-9]+)\]|$)", name):
-        return _PLACES["REMOTE_WRITE_URL"], int(entry[1] or 0)
+    if entry := re.match(r"(remote_write|cloudflare)(?:\[([0-9]+)\]|$)", name):
+        return _PLACES[_LISTS[entry[1]]], int(entry[2] or 0)
     return _PLACES.get(name.upper().removesuffix("_FILE"), len(_PLACES)), 0
 
 
-def _assemble(parsed: Mapping[str, Any], pushed_to: tuple[DestinationSettings, ...], replaced: int) -> Settings:
+def _assemble(
+    parsed: Mapping[str, Any],
+    listed: tuple[TokenSettings, ...],
+    pushed_to: tuple[DestinationSettings, ...],
+    replaced: int,
+) -> Settings:
     sections: dict[str, Any] = {"destinations": pushed_to, "replaced_destinations": replaced}
-    for setting in SETTINGS:
+    for setting in (setting for setting in SETTINGS if setting.name in parsed):
         section, *field = setting.path
         if not field:
             sections[section] = parsed[setting.name]
         elif section != "remote_write":
             sections.setdefault(section, {})[field[0]] = parsed[setting.name]
+    if listed:
+        first, *further = listed
+        sections["cloudflare"] |= first.fields() | {"further_tokens": tuple(further)}
     return Settings(**sections)

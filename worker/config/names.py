@@ -14,14 +14,16 @@ from pydantic.fields import FieldInfo
 from worker.config import endpoints, values
 from worker.config.destinations import RemoteWriteEntry, RemoteWriteVariables
 from worker.config.secret_files import SecretFile
-from worker.config.section import Section, can_be_a_file, holds
+from worker.config.section import ELSEWHERE, Section, can_be_a_file, holds
 from worker.config.settings import (
+    DEFAULT_TOKEN,
     CloudflareSettings,
     DestinationSettings,
     LedgerSettings,
     ListenSettings,
     LogSettings,
     Settings,
+    TokenSettings,
 )
 
 
@@ -65,7 +67,8 @@ def _settings() -> Iterator[Setting]:
 
     def of(prefix: str, attribute: str, section: type[Section]) -> Iterator[Setting]:
         for name, info in section.model_fields.items():
-            yield _setting(prefix + name.upper(), (attribute, name), info)
+            if ELSEWHERE not in info.metadata:
+                yield _setting(prefix + name.upper(), (attribute, name), info)
 
     yield from of("CF_", "cloudflare", CloudflareSettings)
     yield from of("REMOTE_WRITE_", "remote_write", RemoteWriteVariables)
@@ -131,6 +134,16 @@ _HIDDEN = ("endpoint_params", "proxy_connect_header")
 SETTINGS: tuple[Setting, ...] = tuple(_settings())
 """Every environment variable, in the order of the documents; in the file, the same names in lower case are keys."""
 
+TOKEN_SETTINGS: Mapping[str, str] = {
+    setting.name: setting.path[-1]
+    for setting in SETTINGS
+    if setting.path[0] == "cloudflare" and setting.path[-1] in TokenSettings.model_fields
+}
+"""Those of `SETTINGS` that are about a token, with the key that an entry of `cloudflare` has for each."""
+
+TOKEN_KEYS: tuple[Setting, ...] = tuple(_setting(key.name, key.path, key.info) for key in TokenSettings.keys().values())
+"""Every key of an entry of `cloudflare`; the token itself also with `_file` after it."""
+
 DESTINATION_KEYS: tuple[Setting, ...] = tuple(_destination_keys(RemoteWriteEntry))
 """Every key of an entry of `remote_write`; those of `SECRET_FILE_KEYS` also with `_file` after them."""
 
@@ -140,10 +153,17 @@ SECRET_FILE_KEYS = tuple(key.name for key in DESTINATION_KEYS if can_be_a_file(k
 
 def describe(settings: Settings) -> list[tuple[str, str]]:
     """What is in force, as names and values for people to read; secrets are hidden, what is not set is left out."""
+    tokens = settings.cloudflare.by_token()
+    is_list = len(tokens) > 1 or tokens[0].name != DEFAULT_TOKEN
     lines = [
+        (f"cloudflare[{index}].{key.name}", _as_text(key.name, key.path[-1], _value_at(token, key.path)))
+        for index, token in enumerate(tokens if is_list else ())
+        for key in TOKEN_KEYS
+    ]
+    lines += [
         (setting.name, _as_text(setting.name, setting.path[-1], _value_at(settings, setting.path)))
         for setting in SETTINGS
-        if setting.path[0] != "remote_write"
+        if setting.path[0] != "remote_write" and not (is_list and setting.name in TOKEN_SETTINGS)
     ]
     for index, destination in enumerate(settings.destinations):
         lines += [line for key in DESTINATION_KEYS for line in _described(f"remote_write[{index}].", key, destination)]

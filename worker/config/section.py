@@ -27,6 +27,9 @@ INLINE = "inline"
 ELSEWHERE = "elsewhere"
 """Marks a field in its `Annotated` that no key of the section sets."""
 
+FROM_A_FILE = "from a file"
+"""Marks a field in its `Annotated` whose value can be given as a file, though the value itself is none."""
+
 
 def whole(minimum: int, maximum: int, unit: str) -> BeforeValidator:
     """A whole number of `unit` between two bounds, both allowed."""
@@ -196,7 +199,7 @@ def _section_in(annotation: object) -> type[Section] | None:
 
 def can_be_a_file(info: FieldInfo) -> bool:
     """Whether the field's value can be given as the file that holds it."""
-    return holds(info.annotation, SecretFile) and not holds(info.annotation, Mapping)
+    return FROM_A_FILE in info.metadata or (holds(info.annotation, SecretFile) and not holds(info.annotation, Mapping))
 
 
 def holds(annotation: object, kind: type) -> bool:

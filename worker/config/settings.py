@@ -26,6 +26,7 @@ from worker.config.relabel_rules import RelabelRules
 from worker.config.secret_files import SecretFile, is_empty
 from worker.config.section import (
     ELSEWHERE,
+    FROM_A_FILE,
     INLINE,
     Section,
     Text,
@@ -48,14 +49,18 @@ _YEAR_HOURS = 365 * 24
 _MOST_REQUESTS = 100_000
 
 
-class CloudflareSettings(Section):
-    """What is collected, when, and with which token."""
+DEFAULT_TOKEN = "default"  # noqa: S105 - its name
+"""What the token of CF_API_TOKEN is called."""
 
-    api_token: Annotated[SecretStr, read_once(endpoints.token)]
+
+class TokenSettings(Section):
+    """An API token, what is collected with it, and how much it may ask."""
+
+    name: Annotated[str, BeforeValidator(values.short_name)]
+    """What the token is called in logs, metrics and the status."""
+
+    api_token: Annotated[SecretStr, read_once(endpoints.token), FROM_A_FILE]
     """Cloudflare API token (no global API key) with Zone > Zone > Read and Zone > Analytics > Read."""
-
-    api_url: Annotated[str, BeforeValidator(endpoints.api_url)] = "https://api.cloudflare.com/client/v4"
-    """Base URL of Cloudflare's API; https, or plain http to this machine for the simulated API."""
 
     accounts: Annotated[tuple[str, ...], BeforeValidator(values.name_list)] = ()
     """Only these accounts (names or ids) and their zones are collected; empty for every account the token can read."""
@@ -65,6 +70,38 @@ class CloudflareSettings(Section):
 
     exclude_zones: Annotated[tuple[str, ...], BeforeValidator(values.zone_list)] = ()
     """These zones (names or ids) are not collected."""
+
+    graphql_requests_per_5_minutes: Annotated[int, whole(1, _MOST_REQUESTS, "requests")] = 300
+    """Most GraphQL queries in any five minutes, restarts included.
+
+    What Cloudflare accepts; fewer where something else uses the same token.
+    """
+
+    requests_per_5_minutes: Annotated[int, whole(1, _MOST_REQUESTS, "requests")] = 1200
+    """Most requests of all kinds in any five minutes, GraphQL queries among them.
+
+    What Cloudflare accepts; beyond it all of the token's requests are blocked for five minutes.
+    """
+
+    rate_limit_type: Annotated[Literal["token", "account"], choice("token", "account")] = "token"
+    """Whether Cloudflare counts GraphQL queries by `token`, or those of each `account` by themselves."""
+
+    def fields(self) -> dict[str, Any]:
+        """The values of all that is set for the token, by their names."""
+        return {name: getattr(self, name) for name in TokenSettings.model_fields}
+
+
+class CloudflareSettings(TokenSettings):
+    """What is collected, when, and with which token: with the first of them, where there are several."""
+
+    name: Annotated[str, BeforeValidator(values.short_name), ELSEWHERE] = DEFAULT_TOKEN
+    """What the token is called in logs, metrics and the status."""
+
+    further_tokens: Annotated[tuple[TokenSettings, ...], ELSEWHERE] = ()
+    """The tokens behind the first. A zone or account that several could collect is left to the first of them."""
+
+    api_url: Annotated[str, BeforeValidator(endpoints.api_url)] = "https://api.cloudflare.com/client/v4"
+    """Base URL of Cloudflare's API; https, or plain http to this machine for the simulated API."""
 
     datasets: Annotated[tuple[str, ...], BeforeValidator(values.some_names)] = ("http_requests",)
     """Datasets of the catalogue that are collected: names, and groups such as `zone`, `workers`, `storage` or `all`."""
@@ -107,26 +144,11 @@ class CloudflareSettings(Section):
     sample_timestamp: Annotated[SampleTimestamp, choice(*SampleTimestamp)] = SampleTimestamp.START
     """Instant that samples carry: `start` of the window, or `end` (one millisecond before its end)."""
 
-    graphql_requests_per_5_minutes: Annotated[int, whole(1, _MOST_REQUESTS, "requests")] = 300
-    """Most GraphQL queries in any five minutes, restarts included.
-
-    What Cloudflare accepts; fewer where something else uses the same token.
-    """
-
-    requests_per_5_minutes: Annotated[int, whole(1, _MOST_REQUESTS, "requests")] = 1200
-    """Most requests of all kinds in any five minutes, GraphQL queries among them.
-
-    What Cloudflare accepts; beyond it all of the token's requests are blocked for five minutes.
-    """
-
     shard: Annotated[Shard | None, BeforeValidator(values.shard)] = None
     """Which part of the zones and accounts this worker collects: `2/4`, or `auto/4` by the ordinal of its pod's name.
 
     Every part has a worker with a ledger and a token of its own.
     """
-
-    rate_limit_type: Annotated[Literal["token", "account"], choice("token", "account")] = "token"
-    """Whether Cloudflare counts GraphQL queries by `token`, or those of each `account` by themselves."""
 
     drift_sample_percent: Annotated[float, BeforeValidator(values.percentage)] = 1.0
     """How many of the captured windows are read again later, to see whether they were final, in percent; 0 for none.
@@ -141,6 +163,12 @@ class CloudflareSettings(Section):
 
     A quarter of an hour, longer than Cloudflare usually takes to settle altogether; an hour, and six, for a bad day.
     """
+
+    def by_token(self) -> "tuple[CloudflareSettings, ...]":
+        """The settings once for each token, as if it were the only one."""
+        first = self.model_copy(update={"further_tokens": ()})
+        others = (first.model_copy(update=token.fields()) for token in self.further_tokens)
+        return (first, *others)
 
 
 class Message(StrEnum):

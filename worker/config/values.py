@@ -208,6 +208,19 @@ def plain_text(value: object) -> str:
     return value.strip()
 
 
+# Short enough for a column of a table and for the label of a metric, and nothing to be escaped in either.
+_SHORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
+
+
+def short_name(value: object) -> str:
+    """A name that is a label of metrics."""
+    name = value.strip() if isinstance(value, str) else ""
+    if not _SHORT_NAME.fullmatch(name):
+        problem = "must be 1 to 40 letters, digits, dots, dashes and underscores, with a letter or digit first"
+        raise InvalidValueError(shown(value), problem)
+    return name
+
+
 def choice(value: object, allowed: Sequence[str]) -> str:
     """One of a few words, in upper or lower case."""
     word = value.strip().lower() if isinstance(value, str) else None

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from worker.buckets import Bucket
 from worker.ledger.capture import Captured, Hole, HoleReason, capture, record_holes
@@ -38,9 +39,9 @@ def capture_for(
     return captured
 
 
-def added(one: Iterable[OutOfReach], other: Iterable[OutOfReach]) -> tuple[OutOfReach, ...]:
-    """Both together, one for each dataset and reason, the most windows first."""
+def added(*several: Iterable[OutOfReach]) -> tuple[OutOfReach, ...]:
+    """All of them together, one for each dataset and reason, the most windows first."""
     windows: Counter[tuple[str, HoleReason, str]] = Counter()
-    for each in (*one, *other):
+    for each in chain(*several):
         windows[each.dataset, each.reason, each.detail] += each.windows
     return tuple(OutOfReach(name, count, reason, detail) for (name, reason, detail), count in windows.most_common())

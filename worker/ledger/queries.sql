@@ -20,8 +20,15 @@ ON CONFLICT (tag) DO UPDATE SET
 WHERE (name, account_tag, account_name, plan, gone_at)
     IS NOT (excluded.name, excluded.account_tag, excluded.account_name, excluded.plan, NULL)
 
+-- name: record_scope_token
+INSERT INTO scope_token (scope_id, token) SELECT id, :token FROM scope WHERE tag = :tag
+ON CONFLICT (scope_id) DO UPDATE SET token = excluded.token WHERE token != excluded.token
+
 -- name: present_scopes
-SELECT tag, name, account_tag, account_name, plan FROM scope WHERE gone_at IS NULL ORDER BY name, tag
+SELECT tag, name, account_tag, account_name, plan, token
+FROM scope JOIN scope_token ON scope_token.scope_id = scope.id
+WHERE gone_at IS NULL
+ORDER BY name, tag
 
 -- name: scope_gone
 UPDATE scope SET gone_at = :now WHERE tag = :tag
@@ -116,11 +123,11 @@ WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :wid
 ORDER BY start
 
 -- name: log_requests
-INSERT INTO request_log (api, ended_at) VALUES (:api, :ended_at)
-ON CONFLICT (api) DO UPDATE SET ended_at = excluded.ended_at
+INSERT INTO request_log (token, api, ended_at) VALUES (:token, :api, :ended_at)
+ON CONFLICT (token, api) DO UPDATE SET ended_at = excluded.ended_at
 
 -- name: logged_requests
-SELECT api, ended_at FROM request_log
+SELECT api, ended_at FROM request_log WHERE token = :token
 
 -- name: record_drift
 INSERT INTO drift (bucket_id, seen_at, samples_differing) VALUES (:bucket_id, :now, :samples_differing)

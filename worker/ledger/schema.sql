@@ -4,7 +4,8 @@
 --   1  the first
 --   2  the samples that were refused, one by one; segments of a queue in seconds; what scopes are not entitled to;
 --      captured windows that were read again
---   3  repairs of every kind, with their progress; buckets that are sent again in part
+--   3  repairs of every kind, with their progress; buckets that are sent again in part; several tokens: which one a scope
+--      is asked with, and the requests of each
 --
 -- A fact and the change of state that it justifies are always written in one transaction. Nothing here is updated
 -- after it was inserted except what a sentence below says.
@@ -25,6 +26,12 @@ CREATE TABLE scope (
     plan         TEXT NOT NULL,
     first_seen_at INTEGER NOT NULL,
     gone_at      INTEGER                -- unix seconds of the first listing without it
+) STRICT;
+
+-- Which token a scope is asked with, by its name in the configuration. Follows the listings.
+CREATE TABLE scope_token (
+    scope_id INTEGER PRIMARY KEY REFERENCES scope (id),
+    token    TEXT NOT NULL
 ) STRICT;
 
 -- From which window on a scope is expected to have a bucket: what is expected and not captured is a hole.
@@ -165,8 +172,10 @@ CREATE INDEX hole_by_start ON hole (start);
 
 -- When the requests of the last minutes to Cloudflare ended: what one process sent counts for the next one too.
 CREATE TABLE request_log (
-    api      TEXT PRIMARY KEY,
-    ended_at TEXT NOT NULL  -- JSON, unix seconds of each; replaced after every query
+    token    TEXT NOT NULL,  -- its name in the configuration: each has a budget of its own
+    api      TEXT NOT NULL,
+    ended_at TEXT NOT NULL,  -- JSON, unix seconds of each; replaced after every query
+    PRIMARY KEY (token, api)
 ) STRICT, WITHOUT ROWID;
 
 -- Captured buckets that Cloudflare later answered differently for. The bucket stays as it is; the newest finding is kept.

@@ -12,13 +12,18 @@ _MAX_DETAIL_CHARACTERS = 500
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A zone or an account as the ledger knows it. Its tag is Cloudflare's id."""
+    """A zone or an account as the ledger knows it.
+
+    tag:   Cloudflare's id.
+    token: with which it is asked, by its name in the configuration.
+    """
 
     tag: str
     name: str
     account_tag: str
     account_name: str
     plan: str
+    token: str = "default"  # noqa: S105 - its name
 
     @property
     def is_account(self) -> bool:
@@ -38,7 +43,7 @@ class Denial:
 
 
 def record_scopes(session: Session, scopes: Sequence[Scope], now: float) -> tuple[Scope, ...]:
-    """Remember what a complete listing showed; return the scopes that it does not show any more.
+    """Remember what complete listings showed; return the scopes that they do not show any more.
 
     A scope that disappears keeps its history. One that comes back is expected again.
     """
@@ -56,6 +61,7 @@ def record_scopes(session: Session, scopes: Sequence[Scope], now: float) -> tupl
             for scope in scopes
         ],
     )
+    session.many("record_scope_token", [{"tag": scope.tag, "token": scope.token} for scope in scopes])
     listed = {scope.tag for scope in scopes}
     gone = tuple(scope for scope in present_scopes(session) if scope.tag not in listed)
     session.many("scope_gone", [{"tag": scope.tag, "now": int(now)} for scope in gone])

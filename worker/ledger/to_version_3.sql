@@ -43,3 +43,24 @@ CREATE TABLE part (
     PRIMARY KEY (bucket_id, destination_id),
     FOREIGN KEY (bucket_id, destination_id) REFERENCES delivery (bucket_id, destination_id) ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
+
+-- There was one token; what the configuration has no name for is called `default`.
+CREATE TABLE scope_token (
+    scope_id INTEGER PRIMARY KEY REFERENCES scope (id),
+    token    TEXT NOT NULL
+) STRICT;
+
+INSERT INTO scope_token (scope_id, token) SELECT id, 'default' FROM scope;
+
+ALTER TABLE request_log RENAME TO request_log_2;
+
+CREATE TABLE request_log (
+    token    TEXT NOT NULL,  -- its name in the configuration: each has a budget of its own
+    api      TEXT NOT NULL,
+    ended_at TEXT NOT NULL,  -- JSON, unix seconds of each; replaced after every query
+    PRIMARY KEY (token, api)
+) STRICT, WITHOUT ROWID;
+
+INSERT INTO request_log (token, api, ended_at) SELECT 'default', api, ended_at FROM request_log_2;
+
+DROP TABLE request_log_2;

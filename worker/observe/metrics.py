@@ -18,7 +18,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from worker.clock import Clock
-from worker.health import Health
+from worker.health import Health, TokenState
 
 # What can come of reading the facts of a zone or account.
 FACT_OUTCOMES = ("captured", "denied", "failed")
@@ -96,10 +96,12 @@ class Metrics:
         python_version = ".".join(str(part) for part in sys.version_info[:3])
         self.build_info.labels(version, python_version, sqlite_version).set(1)
 
+        token = ("token",)
         self.collect_last_success_timestamp_seconds = self._new(
             Gauge,
             "cfrw_collect_last_success_timestamp_seconds",
             "When a collection pass last ended without a failure of the Cloudflare API as a whole.",
+            token,
         )
         self.collect_pass_duration_seconds = self._new(
             Histogram, "cfrw_collect_pass_duration_seconds", "How long collection passes took.", buckets=PASS_SECONDS
@@ -177,12 +179,12 @@ class Metrics:
             ("dataset", "reason"),
         )
         self.repairs_open = self._new(Gauge, "cfrw_repairs_open", "Repairs that were asked for and have not ended.")
-        self.zones = self._new(Gauge, "cfrw_zones", "Zones that are collected, failing ones included.")
+        self.zones = self._new(Gauge, "cfrw_zones", "Zones that are collected, failing ones included.", token)
         self.zones_failing = self._new(
-            Gauge, "cfrw_zones_failing", "Zones that Cloudflare answered the last query with an error for."
+            Gauge, "cfrw_zones_failing", "Zones that Cloudflare answered the last query with an error for.", token
         )
         self.accounts = self._new(
-            Gauge, "cfrw_accounts", "Accounts that are collected; 0 where nothing of accounts is."
+            Gauge, "cfrw_accounts", "Accounts that are collected; 0 where nothing of accounts is.", token
         )
         self.denied_scopes = self._new(
             Gauge,
@@ -192,7 +194,7 @@ class Metrics:
         )
 
         self.cloudflare_requests_total = self._new(
-            Counter, "cfrw_cloudflare_requests_total", "Requests to Cloudflare.", ("api", "outcome")
+            Counter, "cfrw_cloudflare_requests_total", "Requests to Cloudflare.", ("token", "api", "outcome")
         )
         self.cloudflare_request_duration_seconds = self._new(
             Histogram,
@@ -205,26 +207,26 @@ class Metrics:
             Gauge,
             "cfrw_cloudflare_budget_remaining_requests",
             "Requests that may be sent at once without passing Cloudflare's limit per five minutes.",
-            ("api",),
+            ("token", "api"),
         )
         self.cloudflare_budget_limit_requests = self._new(
             Gauge,
             "cfrw_cloudflare_budget_limit_requests",
             "Requests that the worker allows itself per five minutes.",
-            ("api",),
+            ("token", "api"),
         )
         self.cloudflare_query_cost = self._new(
             Gauge,
             "cfrw_cloudflare_query_cost",
             "What a GraphQL query costs by Cloudflare's own reckoning, averaged over the last ones; NaN while unknown.",
+            token,
         )
         self.cloudflare_budget_left = self._new(
             Gauge,
             "cfrw_cloudflare_budget_left",
             "What is left of Cloudflare's own budget for GraphQL queries, in the unit of the cost; NaN while unknown.",
+            token,
         )
-        for unknown in (self.cloudflare_query_cost, self.cloudflare_budget_left):
-            unknown.set(math.nan)
 
         # Where Prometheus' own sender has the same metric, it is prometheus_remote_storage_* with the same ending.
         destination = ("destination",)
@@ -346,6 +348,8 @@ class Metrics:
         self._registry.register(told_by_health)
         self._descriptions.extend(told_by_health.descriptions)
 
+        for name in health.tokens:
+            self._start_token(name)
         for dataset in datasets:
             self._start_dataset(dataset)
         for fact_set in fact_sets:
@@ -413,6 +417,13 @@ class Metrics:
     def _new(self, kind: type[MetricT], name: str, text: str, labels: tuple[str, ...] = (), **options: Any) -> MetricT:
         self._descriptions.append(MetricDescription(name, kind.__name__.lower(), text, labels))
         return kind(name, text, labels, registry=self._registry, **options)
+
+    def _start_token(self, name: str) -> None:
+        self.collect_last_success_timestamp_seconds.labels(name)
+        for count in (self.zones, self.zones_failing, self.accounts):
+            count.labels(name)
+        for unknown in (self.cloudflare_query_cost, self.cloudflare_budget_left):
+            unknown.labels(name).set(math.nan)
 
     def _start_dataset(self, dataset: str) -> None:
         self.collect_captured_buckets_total.labels(dataset)
@@ -485,6 +496,9 @@ class _ToldByHealth(Collector):
     descriptions = (
         MetricDescription("cfrw_ready", "gauge", "1 while /-/ready answers 200, else 0.", ()),
         MetricDescription(
+            "cfrw_token_accepted", "gauge", "1 while Cloudflare accepts the API token, else 0.", ("token",)
+        ),
+        MetricDescription(
             "cfrw_loop_last_completed_timestamp_seconds", "gauge", "When the loop last completed a pass.", ("loop",)
         ),
         MetricDescription(
@@ -499,15 +513,17 @@ class _ToldByHealth(Collector):
         self._health = health
 
     def collect(self) -> Iterator[Metric]:
-        ready, completed, allowance = (
+        ready, accepted, completed, allowance = (
             GaugeMetricFamily(description.name, description.help, labels=description.labels)
             for description in self.descriptions
         )
         ready.add_metric([], float(self._health.readiness().ok))
+        for name, state in self._health.tokens.items():
+            accepted.add_metric([name], float(state is TokenState.ACCEPTED))
         for name, loop in self._health.loops().items():
             completed.add_metric([name], loop.completed_at or 0.0)
             allowance.add_metric([name], loop.allowance_seconds)
-        yield from (ready, completed, allowance)
+        yield from (ready, accepted, completed, allowance)
 
 
 def _prefers_openmetrics(accept: str) -> bool:

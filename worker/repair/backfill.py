@@ -6,14 +6,15 @@ missing still. While Cloudflare does not answer, the repair waits.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
 from worker.backfill import BackfillPlan, plan_backfill
 from worker.buckets import Bucket, Window
+from worker.budget import keep_requests, recall_requests
 from worker.clock import Clock, really_ahead
-from worker.cloudflare import Answered, Api, Catalogue, CloudflareApi, Dataset, ErrorKind, Failed, Priority
+from worker.cloudflare import Answered, Catalogue, CloudflareApi, Dataset, ErrorKind, Failed, Priority, counted_by
 from worker.config import CloudflareSettings
 from worker.ledger import (
     STEP_BUCKETS,
@@ -24,16 +25,15 @@ from worker.ledger import (
     Job,
     JobState,
     Ledger,
+    added,
     capture_for,
     finish,
     keep_progress,
-    log_requests,
     not_delivered,
     pending_of_job,
     resent,
     room,
 )
-from worker.listing import recall_requests
 from worker.outstanding import Outstanding, Query
 from worker.repair.step import Step
 
@@ -50,6 +50,15 @@ _NO_ANSWER = frozenset({ErrorKind.SERVER, ErrorKind.NETWORK, ErrorKind.RATE, Err
 _DENIALS = frozenset({ErrorKind.PLAN_DATASET, ErrorKind.PLAN_FIELD, ErrorKind.AUTH_SCOPE})
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What of a backfill is fetched with one token."""
+
+    token: str
+    api: CloudflareApi
+    plan: BackfillPlan
+
+
 @dataclass(slots=True)
 class _Work:
     """One backfill under way.
@@ -58,9 +67,26 @@ class _Work:
     failure: what Cloudflare said last instead of an answer.
     """
 
-    plan: BackfillPlan
+    parts: tuple[_Part, ...]
     total: int
     failure: str = ""
+
+    @property
+    def windows(self) -> int:
+        """How many are still to be fetched."""
+        return sum(part.plan.windows for part in self.parts)
+
+    def next_queries(self, monotonic: float) -> list[tuple[_Part, Query]]:
+        """What to ask now, some with each token; with those whose quota has no place now only where none has."""
+        queries = [
+            (part, query) for part in self.parts for query in part.plan.next_queries(monotonic)[:_QUERIES_AT_ONCE]
+        ]
+        ready = [
+            (part, query)
+            for part, query in queries
+            if part.api.quota.has_place(counted_by(query.scopes[0]), Priority.BACKFILL)
+        ]
+        return ready or queries
 
 
 class Backfiller:
@@ -73,16 +99,20 @@ class Backfiller:
         catalogue: Catalogue,
         collected: Sequence[Dataset],
         max_ledger_bytes: int,
-        api: CloudflareApi,
+        apis: Mapping[str, CloudflareApi],
         ledger: Ledger,
         clock: Clock,
     ) -> None:
-        """`collected`: what is fetched where a backfill names no dataset."""
+        """Nothing is asked for yet.
+
+        collected: what is fetched where a backfill names no dataset.
+        apis:      by the name of the token.
+        """
         self._settings = settings
         self._catalogue = catalogue
         self._collected = collected
         self._max_ledger_bytes = max_ledger_bytes
-        self._api = api
+        self._apis = apis
         self._ledger = ledger
         self._clock = clock
         self._work: dict[int, _Work] = {}
@@ -93,20 +123,19 @@ class Backfiller:
         if not isinstance(backfill, Backfill) or not isinstance(result, BackfillResult | None):
             raise TypeError(job)
         work = self._work.get(job.job_id) or await self._begin(job, backfill)
-        plan = work.plan
         pending = await self._ledger.read(pending_of_job, job.job_id)
-        if plan.windows and not job.cancel_asked:
+        if work.windows and not job.cancel_asked:
             # Live windows take turns with these: never more of them than takes a second or two.
             if pending > STEP_BUCKETS:
                 return Step.WAITS
             if (await self._ledger.read(room)).used_bytes >= self._max_ledger_bytes:
                 return await self._wait(job, "the ledger has reached LEDGER_MAX_BYTES")
-            queries = plan.next_queries(self._clock.monotonic())
+            queries = work.next_queries(self._clock.monotonic())
             if not queries:
                 return await self._wait(job, f"waits for Cloudflare: {work.failure}")
             async with asyncio.TaskGroup() as group:
-                for query in queries[:_QUERIES_AT_ONCE]:
-                    group.create_task(self._ask(job, work, query))
+                for part, query in queries:
+                    group.create_task(self._ask(job, work, part, query))
             return Step.WENT_ON
         if pending:
             return Step.WAITS
@@ -114,23 +143,23 @@ class Backfiller:
         outcome = await self._ledger.read(resent, job.job_id)
         reasons = await self._ledger.read(not_delivered, job.job_id)
         result = replace(result or BackfillResult(), outcome=outcome, reasons=reasons)
-        state = JobState.CANCELLED if plan.windows else JobState.DONE
+        state = JobState.CANCELLED if work.windows else JobState.DONE
         await self._ledger.write(finish, job.job_id, state, result, self._clock.now())
         return Step.ENDED
 
     async def _begin(self, job: Job, backfill: Backfill) -> _Work:
-        await recall_requests(self._ledger, self._api, self._clock)
-        plan = await plan_backfill(
-            backfill,
-            [self._catalogue[name] for name in backfill.datasets if name in self._catalogue] or self._collected,
-            settings=self._settings,
-            ledger=self._ledger,
-            api=self._api,
-            now=self._cloudflare_now(),
-        )
-        work = self._work[job.job_id] = _Work(plan, job.progress.done + plan.windows)
+        datasets = [self._catalogue[name] for name in backfill.datasets if name in self._catalogue] or self._collected
+        parts = []
+        for token in self._settings.by_token():
+            api = self._apis[token.name]
+            await recall_requests(token.name, api.quota, self._ledger, self._clock)
+            now = self._cloudflare_now(api)
+            plan = await plan_backfill(backfill, datasets, settings=token, ledger=self._ledger, api=api, now=now)
+            parts.append(_Part(token.name, api, plan))
+        work = self._work[job.job_id] = _Work(tuple(parts), job.progress.done)
+        work.total += work.windows
         before = job.result if isinstance(job.result, BackfillResult) else BackfillResult()
-        result = replace(before, out_of_reach=plan.out_of_reach)
+        result = replace(before, out_of_reach=added(*(part.plan.out_of_reach for part in parts)))
         progress = replace(job.progress, total=work.total, note="")
         await self._ledger.write(keep_progress, job.job_id, progress, result)
         return work
@@ -140,18 +169,17 @@ class Backfiller:
             await self._ledger.write(keep_progress, job.job_id, replace(job.progress, note=why), job.result)
         return Step.WAITS
 
-    async def _ask(self, job: Job, work: _Work, query: Query) -> None:
+    async def _ask(self, job: Job, work: _Work, part: _Part, query: Query) -> None:
         worklists = {worklist.dataset.name: worklist for worklist in query.worklists}
-        answers = await self._api.fetch(
+        answers = await part.api.fetch(
             [worklist.dataset for worklist in query.worklists],
             query.worklists[0].width_seconds,
             query.scopes,
             query.starts,
             priority=Priority.BACKFILL,
         )
+        await keep_requests(part.token, part.api.quota, self._ledger, self._clock)
         now = self._clock.now()
-        ended_at = {str(api): [now - ago for ago in self._api.quota.recent_seconds_ago(api)] for api in Api}
-        await self._ledger.write(log_requests, ended_at)
         buckets: list[Bucket] = []
         holes: list[Hole] = []
         settled: list[tuple[Outstanding, Sequence[int]]] = []
@@ -175,7 +203,7 @@ class Backfiller:
                     hold_seconds = max(hold_seconds, failure.retry_after_seconds or 0.0)
                     entry.held_until = self._clock.monotonic() + hold_seconds
                 case Failed():
-                    starts, reason = self._given_up(answer)
+                    starts, reason = self._given_up(part.api, answer)
                     settled.append((entry, starts))
                     holes += [
                         Hole(
@@ -195,17 +223,17 @@ class Backfiller:
         for entry, starts in settled:
             entry.windows.discard(starts)
 
-    def _given_up(self, failed: Failed) -> tuple[Sequence[int], HoleReason]:
+    def _given_up(self, api: CloudflareApi, failed: Failed) -> tuple[Sequence[int], HoleReason]:
         """The windows that are not asked for again, and why."""
         failure = failed.failure
         if failure.kind is ErrorKind.RETENTION:
             if failure.bound_seconds is None:
                 return failed.starts, HoleReason.EXPIRED
-            oldest = self._cloudflare_now() - failure.bound_seconds
+            oldest = self._cloudflare_now(api) - failure.bound_seconds
             # At least one, or it would be asked for in vain for ever.
             return [start for start in failed.starts if start < oldest] or failed.starts[:1], HoleReason.EXPIRED
         return failed.starts, HoleReason.DENIED if failure.kind in _DENIALS else HoleReason.FAILED
 
-    def _cloudflare_now(self) -> float:
+    def _cloudflare_now(self, api: CloudflareApi) -> float:
         """The time by which windows are final and retention is reckoned."""
-        return self._clock.now() - really_ahead(self._api.ahead_seconds)
+        return self._clock.now() - really_ahead(api.ahead_seconds)

@@ -69,7 +69,7 @@ def fill(session: Session) -> None:
     record_holes(session, [Hole(DATASET, tag(2), window(HOURS + 1), HoleReason.FAILED, "503 from Cloudflare")], NOW)
     acknowledge(session, "prom", range(1, 20), NOW)
     refuse_whole(session, "prom", [25, 26], reason="out of bounds")
-    log_requests(session, {"graphql": [NOW - second for second in range(50)]})
+    log_requests(session, "default", {"graphql": [NOW - second for second in range(50)]})
     note_failure(session, "mimir", "503 Service Unavailable", NOW)
     ask_for_resend(session, Resend(T0, T0 + 2 * HOUR), reason="the volume was lost", asked_by="ann@host", now=NOW)
 
@@ -124,7 +124,7 @@ def work(session: Session) -> int:
         look(session)
     start(session)
     hole_counts(session, since=T0)
-    logged_requests(session)
+    logged_requests(session, "default")
     jobs(session, newest=10)
     refusals(session, "prom", newest=10)
     for report in scope_reports(session, since=T0, final_until=NOW, with_deliveries=True):

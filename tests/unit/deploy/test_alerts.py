@@ -17,6 +17,7 @@ MANUAL = REPOSITORY / "docs" / "operations.md"
 WRONG = {
     "CfrwDown": ('up{job="cloudflare-remote-write"}', "0x720"),
     "CfrwNotReady": ("cfrw_ready", "1x60 0x660"),
+    "CfrwTokenRefused": ('cfrw_token_accepted{token="a"}', "1x60 0x660"),
     "CfrwCollectionBehind": ('cfrw_newest_captured_window_end_timestamp_seconds{dataset="http_requests"}', "60x720"),
     "CfrwWindowsMissing": ('cfrw_missing_windows{dataset="http_requests",reason="failed"}', "0x60 3x660"),
     "CfrwDenied": ('cfrw_denied_scopes{dataset="http_requests"}', "1x600 2x120"),
@@ -34,6 +35,7 @@ WRONG = {
 RIGHT = (
     ('up{job="cloudflare-remote-write"}', "1x720"),
     ("cfrw_ready", "1x720"),
+    ('cfrw_token_accepted{token="a"}', "1x720"),
     # A window of an hour that ended ten minutes to seventy minutes ago.
     ('cfrw_newest_captured_window_end_timestamp_seconds{dataset="http_requests"}', "-4200+60x720"),
     ('cfrw_missing_windows{dataset="http_requests",reason="waiting"}', "3x720"),

@@ -79,7 +79,7 @@ async def write_everything(path: Path) -> None:
     await ledger.write(capture, [bucket(zone, hour) for hour in range(2, 40) for zone in zones], NOW)
     await ledger.write(capture, [bucket(1, 2, wrong_by=1.0)], NOW)
     await ledger.write(record_holes, [Hole(DATASET, tag(1), window(90), HoleReason.FAILED, "503")], NOW)
-    await ledger.write(log_requests, {"graphql": [int(NOW)]})
+    await ledger.write(log_requests, "default", {"graphql": [int(NOW)]})
     wanted = Resend(since=T0 - 8 * HOUR, until=T0 - 7 * HOUR)
     for _ in range(2):
         await ledger.write(ask_for_resend, wanted, reason="the volume was lost", asked_by="ann@host", now=NOW)
@@ -101,9 +101,10 @@ def turn_into_version_1(written: Path, path: Path) -> None:
         kept = connection.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'").fetchall()
         for (table,) in sorted(kept, key=lambda row: row == ("sqlite_sequence",)):
             connection.execute(f"DELETE FROM main.{table}")  # noqa: S608 - of the schema
-            if table not in ("destination", "delivery", "job"):
+            if table not in ("destination", "delivery", "job", "request_log"):
                 connection.execute(f"INSERT INTO main.{table} SELECT * FROM today.{table}")  # noqa: S608 - of the schema
         connection.execute("""
+            INSERT INTO main.request_log SELECT api, ended_at FROM today.request_log;
             INSERT INTO main.destination
             SELECT id, name, iif(segment_seconds = 1, 1, 32), gone_at, last_success_at, last_failure_at, last_failure
             FROM today.destination;

@@ -93,6 +93,7 @@ def test_an_attribute_is_called_as_its_metric(metrics: Metrics) -> None:
     assert attributes == {description.name for description in metrics.descriptions()} - {
         "cfrw_push_oldest_pending_age_seconds",
         "cfrw_ready",
+        "cfrw_token_accepted",
         "cfrw_loop_last_completed_timestamp_seconds",
         "cfrw_loop_allowance_seconds",
     }

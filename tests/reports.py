@@ -13,6 +13,7 @@ from worker.status import (
     RefusedStatus,
     ScopeStatus,
     StatusReport,
+    TokenStatus,
 )
 
 NOW = 1_767_668_400.0  # 2026-01-06T03:00:00Z
@@ -90,6 +91,7 @@ REPORT = StatusReport(
         {"default": TokenState.ACCEPTED},
         (ApiBudget("default", "graphql", 280, 300), ApiBudget("default", "rest", 1100, 1200)),
     ),
+    tokens=(TokenStatus("default", 1, 0, 20, 300, 100, 1200),),
     ledger=LedgerStatus(path="/data/ledger.db", size_bytes=5 * 2**20, max_bytes=10 * 2**30, buckets=1234),
     journal=(JournalEntry(NOW - 3600, "resend since 2026-01-05", "ops@bastion", "disk swap", "120 buckets"),),
     datasets=(DATASET,),

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from worker import __version__
-from worker.cloudflare import Dataset, FactSet, further_delays
-from worker.config import Settings
+from worker.cloudflare import Api, Dataset, FactSet, further_delays
+from worker.cloudflare.quota import WINDOW_SECONDS
+from worker.config import CloudflareSettings, Settings
 from worker.health import Verdict
 from worker.ledger import (
     BackfillResult,
@@ -26,10 +27,12 @@ from worker.ledger import (
     denials,
     destination_reports,
     jobs,
+    logged_requests,
     refusals,
     refused_samples,
     room,
     scope_reports,
+    scopes_of_tokens,
     undelivered,
 )
 from worker.series import parse_label_block
@@ -45,6 +48,7 @@ from worker.status import (
     RefusedStatus,
     ScopeStatus,
     StatusReport,
+    TokenStatus,
 )
 from worker.times import instant
 
@@ -117,6 +121,7 @@ async def report_status(
         readiness=running.readiness,
         destinations=await _destinations(ledger, settings, running.destinations),
         cloudflare=running.cloudflare,
+        tokens=await _tokens(ledger, settings.cloudflare, now),
         ledger=LedgerStatus(
             path=str(ledger.path),
             size_bytes=size.file_bytes + ledger.log_bytes(),
@@ -129,6 +134,27 @@ async def report_status(
         scope_count=len(scopes),
         scopes=tuple(_scope(report, paused=paused) for report in scopes),
     )
+
+
+async def _tokens(ledger: Ledger, settings: CloudflareSettings, now: float) -> tuple[TokenStatus, ...]:
+    scopes = await ledger.read(scopes_of_tokens)
+    statuses = []
+    for token in settings.by_token():
+        logged = await ledger.read(logged_requests, token.name)
+        sent = {api: sum(moment > now - WINDOW_SECONDS for moment in logged.get(api, ())) for api in Api}
+        zones, accounts = scopes.get(token.name, (0, 0))
+        statuses.append(
+            TokenStatus(
+                name=token.name,
+                zones=zones,
+                accounts=accounts,
+                graphql_requests=sent[Api.GRAPHQL],
+                graphql_limit=token.graphql_requests_per_5_minutes,
+                requests=sent[Api.REST],
+                requests_limit=token.requests_per_5_minutes,
+            )
+        )
+    return tuple(statuses)
 
 
 def _datasets(

@@ -188,6 +188,26 @@ class ApiBudget:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenStatus:
+    """One API token: what is asked with it, and how much was sent with it in the last five minutes.
+
+    name:             `default` where there is one.
+    graphql_requests: GraphQL queries.
+    graphql_limit:    how many the worker allows itself; to each account, where Cloudflare counts those.
+    requests:         of all kinds.
+    requests_limit:   how many the worker allows itself.
+    """
+
+    name: str
+    zones: int
+    accounts: int
+    graphql_requests: int
+    graphql_limit: int
+    requests: int
+    requests_limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class CloudflareStatus:
     """The other side: does it take the token, and how much may be asked?
 
@@ -218,6 +238,7 @@ class StatusReport:
     version:     of the worker.
     now:         when the report was made.
     readiness:   what /-/ready says.
+    tokens:      in the order of the configuration.
     journal:     the newest repairs, newest first.
     datasets:    every dataset that is collected.
     denied:      what is not collected because it is denied.
@@ -229,6 +250,7 @@ class StatusReport:
     readiness: Verdict
     destinations: tuple[DestinationStatus, ...]
     cloudflare: CloudflareStatus
+    tokens: tuple[TokenStatus, ...]
     ledger: LedgerStatus
     journal: tuple[JournalEntry, ...]
     datasets: tuple[DatasetStatus, ...]

@@ -22,6 +22,7 @@ import click
 import pytest
 import structlog
 from click.testing import CliRunner, Result
+from pydantic import SecretStr
 from rich.console import Console
 from starlette.requests import Request
 from starlette.responses import Response
@@ -33,7 +34,7 @@ from worker.cli.options import secrets_in
 from worker.cli.status import is_complete, print_status
 from worker.clock import SystemClock
 from worker.cloudflare import shipped
-from worker.config import load_settings
+from worker.config import CloudflareSettings, Settings, TokenSettings, load_settings
 from worker.errors import UsageError
 from worker.ledger import Ledger, ScopeReport, present_scopes, record_scopes, scope_reports
 from worker.observe import Redactor
@@ -418,6 +419,24 @@ def test_a_status_of_many_zones_shows_the_worst_and_says_how_many_more_there_are
     assert "zone-049.example" in shown
     assert "zone-050.example" not in shown
     assert "10 more are not shown: --json has all" in shown
+
+
+def test_a_status_has_a_row_for_each_of_several_tokens() -> None:
+    (one,) = REPORT.tokens
+    console = Console(file=io.StringIO(), width=80, markup=False)
+    for tokens in ((one,), (replace(one, name="agency"), replace(one, name="shops", zones=12_345, accounts=2))):
+        print_status(replace(REPORT, tokens=tokens), console)
+    assert isinstance(console.file, io.StringIO)
+    shown = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    assert not any(line.startswith("default") for line in shown)
+    assert "agency 1 0 20/300 100/1,200" in shown
+    assert "shops 12,345 2 20/300 100/1,200" in shown
+
+
+def test_every_token_is_a_secret() -> None:
+    further = TokenSettings(name="b", api_token=SecretStr("canary-b"))
+    cloudflare = CloudflareSettings(api_token=SecretStr("canary-a"), further_tokens=(further,))
+    assert list(secrets_in(Settings(cloudflare=cloudflare, destinations=()))) == ["canary-a", "canary-b"]
 
 
 def test_a_status_of_many_datasets_sums_them_up_and_shows_what_is_missing_and_denied() -> None:

@@ -1,6 +1,6 @@
 from array import array
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -22,13 +22,15 @@ from tests.unit.ledger.fleet import (
 from worker import __version__
 from worker.buckets import Bucket
 from worker.cloudflare import FACT_SETS, Dataset, FactSet, shipped
-from worker.config import CloudflareSettings, DestinationSettings, LedgerSettings, Settings
+from worker.config import CloudflareSettings, DestinationSettings, LedgerSettings, Settings, TokenSettings
 from worker.health import Problem, TokenState, Verdict
 from worker.ledger import (
     Ledger,
     Refusal,
     Resend,
+    Scope,
     capture,
+    log_requests,
     outstanding_windows,
     record_denials,
     record_scopes,
@@ -39,7 +41,16 @@ from worker.ledger import (
 from worker.ledger.session import Session
 from worker.report import Running, RunningDestination, report_status
 from worker.series import label_block
-from worker.status import ApiBudget, CloudflareStatus, DeniedScope, DeniedStatus, GivenUp, RefusedStatus, StatusReport
+from worker.status import (
+    ApiBudget,
+    CloudflareStatus,
+    DeniedScope,
+    DeniedStatus,
+    GivenUp,
+    RefusedStatus,
+    StatusReport,
+    TokenStatus,
+)
 
 NOW = T0 + 10.0 * HOUR
 READINESS = Verdict(ok=False, problems=(Problem("token", NOW, "Cloudflare refuses the API token"),))
@@ -97,6 +108,20 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     )
     yield Scene(ledger, settings)
     await ledger.close()
+
+
+async def test_of_each_token_it_is_told_what_is_asked_with_it_and_what_was_sent_in_five_minutes(scene: Scene) -> None:
+    account = Scope("a" * 32, "Example", "a" * 32, "Example", "", "b")
+    await scene.ledger.write(record_scopes, [scope(1), scope(2), replace(scope(3), token="b"), account], NOW)
+    await scene.ledger.write(log_requests, "b", {"graphql": [NOW - 301, NOW - 299, NOW], "rest": [NOW - 1]})
+    token = TokenSettings(name="b", api_token=SecretStr("canary-b"), graphql_requests_per_5_minutes=100)
+    cloudflare = scene.settings.cloudflare.model_copy(update={"further_tokens": (token,)})
+    scene.settings = scene.settings.model_copy(update={"cloudflare": cloudflare})
+
+    assert (await scene.report()).tokens == (
+        TokenStatus("default", 2, 0, 0, 300, 0, 1200),
+        TokenStatus("b", 1, 1, 2, 100, 1, 1200),
+    )
 
 
 async def test_windows_that_became_final_after_the_moment_asked_about_are_not_missing_yet(scene: Scene) -> None:

@@ -38,6 +38,7 @@ from worker.status import (
     DestinationStatus,
     ScopeStatus,
     StatusReport,
+    TokenStatus,
     worst_first,
     worth_a_row,
 )
@@ -114,10 +115,18 @@ def print_status(report: StatusReport, console: Console) -> None:
     for each in report.destinations:
         for wrong in _what_is_wrong(each):
             line(wrong)
+    if len(report.tokens) > 1:
+        line("")
+        console.print(_tokens(report.tokens))
     line("")
-    if not (report.scopes or report.denied):
+    if report.scopes or report.denied:
+        _print_scopes(report, console)
+    else:
         line("no zone has been listed yet")
-        return
+
+
+def _print_scopes(report: StatusReport, console: Console) -> None:
+    line = partial(print_line, console)
     if len(report.datasets) > 1:
         console.print(_datasets(report.datasets[:MOST_ROWS]))
         line(rest(len(report.datasets)))
@@ -133,6 +142,16 @@ def print_status(report: StatusReport, console: Console) -> None:
         for denied in report.denied[:MOST_ROWS]:
             line(f"  {denied.dataset}: {_whom(denied)}: {denied.reason}")
         line(rest(len(report.denied)))
+
+
+def _tokens(tokens: Sequence[TokenStatus]) -> Table:
+    """What is asked with each token, and what was sent with it in the last five minutes."""
+    columns = ("zones", "accounts", "queries in\n5 minutes", "requests in\n5 minutes")
+    table = new_table(text_column("token"), *map(number_column, columns))
+    for each in tokens:
+        sent = (f"{each.graphql_requests:,}/{each.graphql_limit:,}", f"{each.requests:,}/{each.requests_limit:,}")
+        table.add_row(each.name, f"{each.zones:,}", f"{each.accounts:,}", *sent)
+    return table
 
 
 def _datasets(datasets: Sequence[DatasetStatus]) -> Table:

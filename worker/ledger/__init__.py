@@ -104,6 +104,7 @@ from worker.ledger.scopes import (
     present_scopes,
     record_denials,
     record_scopes,
+    scopes_of_tokens,
 )
 
 __all__ = [
@@ -197,6 +198,7 @@ __all__ = [
     "resent",
     "room",
     "scope_reports",
+    "scopes_of_tokens",
     "send_again",
     "set_aside",
     "stamped_before",

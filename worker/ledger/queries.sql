@@ -30,6 +30,12 @@ FROM scope JOIN scope_token ON scope_token.scope_id = scope.id
 WHERE gone_at IS NULL
 ORDER BY name, tag
 
+-- name: scopes_of_tokens
+SELECT token, count(*) FILTER (WHERE tag != account_tag), count(*) FILTER (WHERE tag = account_tag)
+FROM scope JOIN scope_token ON scope_token.scope_id = scope.id
+WHERE gone_at IS NULL
+GROUP BY token
+
 -- name: scope_gone
 UPDATE scope SET gone_at = :now WHERE tag = :tag
 

@@ -73,6 +73,11 @@ def present_scopes(session: Session) -> tuple[Scope, ...]:
     return tuple(Scope(*row) for row in session.rows("present_scopes"))
 
 
+def scopes_of_tokens(session: Session) -> dict[str, tuple[int, int]]:
+    """How many zones and how many accounts of the last listing are asked with each token that has any."""
+    return {str(token): (zones, accounts) for token, zones, accounts in session.rows("scopes_of_tokens")}
+
+
 def record_denials(session: Session, denials: Mapping[tuple[str, str], str | None], now: float) -> None:
     """Keep what scopes are entitled to: per dataset's name and scope's tag why it is denied, or None where it is not.
 

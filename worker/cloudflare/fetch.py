@@ -187,7 +187,7 @@ class Fetch:
 
     def _narrowed(self, source: Source, part: Part) -> Source:
         dropped = self._limits.dropped_fields(source, part.scopes[0])  # the same for all of its scopes
-        return Source(source.dataset.without(dropped), source.grain, self._limits.page_rows(source))
+        return Source(source.dataset.without(dropped), source.grain, self._limits.page_rows(source, part.scopes[0]))
 
     def _fail_denied(self, part: Part) -> set[Pair]:
         """Settle what there is no use in asking for at this moment."""
@@ -211,7 +211,7 @@ class Fetch:
                     self._limits.learn_rows_per_window(source, max(samples.rows for samples in found.values()))
             elif found.kind is ErrorKind.TRUNCATED and source.dataset.labels:
                 full.add((source.dataset.name, scope))
-                rows = -(-self._limits.page_rows(source) // len(part.starts))
+                rows = -(-self._limits.page_rows(source, scope) // len(part.starts))
                 self._limits.learn_rows_per_window(source, rows)
             else:
                 self._fail(Part((source,), (scope,), part.starts), found)
@@ -223,8 +223,9 @@ class Fetch:
         again = smaller if len(smaller) > 1 else part.time_halves()
         if not again:
             for source in part.sources:
+                most = self._limits.page_rows(source, part.scopes[0])
                 text = (
-                    f"a window has more rows than the {self._limits.page_rows(source)} that Cloudflare answers: "
+                    f"a window has more rows than the {most} that Cloudflare answers: "
                     f"set a smaller CF_BUCKET_SECONDS, or leave {source.dataset.name} out of CF_DATASETS"
                 )
                 self._fail(replace(part, sources=(source,)), ApiFailure(ErrorKind.TRUNCATED, text))
@@ -322,9 +323,9 @@ class Fetch:
             case ErrorKind.ZONES if len(part.scopes) > 1:
                 self._limits.learn_zones_per_query(len(part.scopes) // 2)
             case ErrorKind.WINDOW if failure.bound_seconds is not None and len(part.sources) == 1:
-                self._limits.learn_span(part.sources[0], failure.bound_seconds)
+                self._limits.learn_span(part.sources[0], part.scopes[0], failure.bound_seconds)
             case ErrorKind.PAGE if failure.bound_rows is not None and len(part.sources) == 1:
-                return self._limits.learn_page_rows(part.sources[0], failure.bound_rows)
+                return self._limits.learn_page_rows(part.sources[0], part.scopes[0], failure.bound_rows)
             case _:
                 return False
         return True

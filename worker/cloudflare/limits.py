@@ -41,6 +41,9 @@ _ROWS_UNKNOWN = 100
 # The maps of a busy zone are 24 kB in one row, a hundred times a row without any (`worker.cloudflare.query`).
 _ROWS_PER_BREAKDOWNS = 100
 
+Allowed = tuple[int | None, int | None]
+"""What a plan allows a query to the node: rows of a page, and seconds that it spans; None where that is not known."""
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -71,7 +74,10 @@ class _Memory(Generic[K, V]):
 
 
 class Limits:
-    """The limits known at this moment: of any query, per GraphQL node, per dataset, and per dataset and scope.
+    """The limits known at this moment: of any query, per GraphQL node and plan, per dataset, and per dataset and scope.
+
+    What one scope's plan does not allow makes no other scope's queries smaller. What an error teaches about a size is
+    believed of the node for all scopes whose plans allow as much.
 
     are_accounts_apart: whether a query may ask for zones of one account only, and through that account.
     """
@@ -80,8 +86,9 @@ class Limits:
         self.are_accounts_apart = are_accounts_apart
         self._zones_per_query: _Memory[None, int] = _Memory(clock)
         self._nodes_per_query: _Memory[None, int] = _Memory(clock)
-        self._span_seconds: _Memory[str, int] = _Memory(clock)
-        self._page_rows: _Memory[str, int] = _Memory(clock)
+        self._allowed: _Memory[tuple[str, str], Allowed] = _Memory(clock)
+        self._span_seconds: _Memory[tuple[str, Allowed], int] = _Memory(clock)
+        self._page_rows: _Memory[tuple[str, Allowed], int] = _Memory(clock)
         self._rows_per_window: _Memory[tuple[str, int], int] = _Memory(clock)
         self._unanswered: _Memory[str, bool] = _Memory(clock)
         self._fields: _Memory[tuple[str, str, str], frozenset[str]] = _Memory(clock)
@@ -109,7 +116,12 @@ class Limits:
     def learn_nodes_per_query(self, nodes: int) -> None:
         self._nodes_per_query.learn(None, max(1, min(nodes, self.nodes_per_query())))
 
-    def windows_per_query(self, source: Source) -> int:
+    def allowed(self, source: Source, scope: Scope) -> Allowed:
+        """What the scope's plan allows, as its settings say it; where that is the same, queries may be as large."""
+        known = self._allowed.recall((source.grain.node, scope.tag))
+        return known[1] if known else (None, None)
+
+    def windows_per_query(self, source: Source, scope: Scope) -> int:
         """How many windows a query for the dataset may span.
 
         So many that a page of a dataset with labels is half full at most, in powers of two, so that datasets with about
@@ -117,28 +129,34 @@ class Limits:
         """
         if source.grain.dimension is None:
             return 1
-        page_rows = self.page_rows(source)
+        page_rows = self.page_rows(source, scope)
         windows = min(WINDOWS_PER_QUERY, page_rows - 1)
         if source.dataset.labels:
             fitting = page_rows // (2 * self.rows_per_window(source))
             windows = min(windows, 1 << max(0, fitting.bit_length() - 1))
-        known = self._span_seconds.recall(source.grain.node)
-        return max(1, min(windows, known[1] // source.grain.width_seconds) if known else windows)
+        allowed = self.allowed(source, scope)
+        known = self._span_seconds.recall((source.grain.node, allowed))
+        for seconds in (known[1] if known else None, allowed[1]):
+            if seconds is not None:
+                windows = min(windows, seconds // source.grain.width_seconds)
+        return max(1, windows)
 
-    def learn_span(self, source: Source, seconds: int) -> None:
-        known = self._span_seconds.recall(source.grain.node)
-        self._span_seconds.learn(source.grain.node, min(seconds, known[1]) if known else seconds)
+    def learn_span(self, source: Source, scope: Scope, seconds: int) -> None:
+        key = (source.grain.node, self.allowed(source, scope))
+        known = self._span_seconds.recall(key)
+        self._span_seconds.learn(key, min(seconds, known[1]) if known else seconds)
 
-    def page_rows(self, source: Source) -> int:
+    def page_rows(self, source: Source, scope: Scope) -> int:
         """How many rows the node answers at most."""
-        known = self._page_rows.recall(source.grain.node)
-        return known[1] if known else PAGE_ROWS
+        allowed = self.allowed(source, scope)
+        known = self._page_rows.recall((source.grain.node, allowed))
+        return min(known[1] if known else PAGE_ROWS, allowed[0] or PAGE_ROWS)
 
-    def learn_page_rows(self, source: Source, rows: int) -> bool:
+    def learn_page_rows(self, source: Source, scope: Scope, rows: int) -> bool:
         """False where that is no smaller page than was known."""
-        if not 0 < rows < self.page_rows(source):
+        if not 0 < rows < self.page_rows(source, scope):
             return False
-        self._page_rows.learn(source.grain.node, rows)
+        self._page_rows.learn((source.grain.node, self.allowed(source, scope)), rows)
         return True
 
     def rows_per_window(self, source: Source) -> int:
@@ -190,10 +208,8 @@ class Limits:
                 pass
             case _:
                 assert_never(verdict)
-        if entitlement.max_page_rows is not None:
-            self.learn_page_rows(source, entitlement.max_page_rows)
-        if entitlement.max_duration_seconds is not None:
-            self.learn_span(source, max(entitlement.max_duration_seconds, source.grain.width_seconds))
+        allowed = (entitlement.max_page_rows, entitlement.max_duration_seconds)
+        self._allowed.learn((source.grain.node, scope.tag), allowed)
 
     def denial(self, source: Source, scope: Scope) -> ApiFailure | None:
         """Why the dataset should not be asked for at this moment, and for how long not."""

@@ -1,9 +1,9 @@
 """Parts: what one query could ask for, and how that is cut into smaller ones. Pure."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from worker.cloudflare.limits import Limits
+from worker.cloudflare.limits import Allowed, Limits
 from worker.cloudflare.query import NODES_PER_QUERY, ROWS_PER_QUERY, Source
 from worker.cloudflare.scope import Scope, counted_by
 
@@ -73,20 +73,14 @@ class Part:
 def pieces(part: Part, limits: Limits) -> list[Part]:
     """The part in pieces that one query each may ask for, the oldest windows first; itself where it is one.
 
-    Datasets whose queries may span as many windows, and scopes whose plans deny the same fields of them, go together;
-    zones of different accounts only where Cloudflare does not count each account by itself. A dataset that lately had
-    no answer is asked for alone, after the others.
+    Datasets whose queries may span as many windows, and scopes whose plans allow queries as large and deny the same
+    fields, go together; zones of different accounts only where Cloudflare does not count each account by itself. A
+    dataset that lately had no answer is asked for alone, after the others.
     """
-    alike: dict[tuple[bool, int], list[Source]] = {}
-    for source in part.sources:
-        windows = min(len(part.starts), limits.windows_per_query(source))
-        alike.setdefault((limits.is_unanswered(source), windows), []).append(source)
     found: list[tuple[bool, Part]] = []
-    for (is_unanswered, windows), sources in alike.items():
-        most = 1 if is_unanswered else min(NODES_PER_QUERY, limits.nodes_per_query())
-        for first in range(0, len(sources), most):
-            chunk = tuple(sources[first : first + most])
-            for scopes in _scopes_together(part.scopes, chunk, limits):
+    for alike in _scopes_of_a_size(part, limits):
+        for is_unanswered, windows, chunk in _sources_together(part, alike[0], limits):
+            for scopes in _scopes_together(alike, chunk, limits):
                 rows = len(scopes) * sum(map(limits.rows_per_window, chunk))
                 span = max(1, min(windows, ROWS_PER_QUERY // rows))
                 found += [
@@ -94,6 +88,37 @@ def pieces(part: Part, limits: Limits) -> list[Part]:
                     for start in range(0, len(part.starts), span)
                 ]
     return [piece for _, piece in sorted(found, key=lambda entry: (entry[0], entry[1].starts.start))]
+
+
+def _scopes_of_a_size(part: Part, limits: Limits) -> Iterable[tuple[Scope, ...]]:
+    """The scopes that may be asked for as many of these windows, and as many rows, of each of the datasets."""
+    sizes: dict[tuple[Allowed, ...], tuple[tuple[int, int], ...]] = {}
+    alike: dict[tuple[tuple[int, int], ...], list[Scope]] = {}
+    for scope in part.scopes:
+        allowed = tuple(limits.allowed(source, scope) for source in part.sources)
+        if allowed not in sizes:
+            sizes[allowed] = tuple(
+                (
+                    min(len(part.starts), limits.windows_per_query(source, scope)),
+                    # Without labels, a row for each window is asked for, and one more.
+                    limits.page_rows(source, scope) if source.dataset.labels else 0,
+                )
+                for source in part.sources
+            )
+        alike.setdefault(sizes[allowed], []).append(scope)
+    return map(tuple, alike.values())
+
+
+def _sources_together(part: Part, scope: Scope, limits: Limits) -> Iterator[tuple[bool, int, tuple[Source, ...]]]:
+    """Datasets that one query may ask for, the windows that it may span, and whether they lately had no answer."""
+    alike: dict[tuple[bool, int], list[Source]] = {}
+    for source in part.sources:
+        windows = min(len(part.starts), limits.windows_per_query(source, scope))
+        alike.setdefault((limits.is_unanswered(source), windows), []).append(source)
+    for (is_unanswered, windows), sources in alike.items():
+        most = 1 if is_unanswered else min(NODES_PER_QUERY, limits.nodes_per_query())
+        for first in range(0, len(sources), most):
+            yield is_unanswered, windows, tuple(sources[first : first + most])
 
 
 def _scopes_together(

@@ -122,7 +122,7 @@ class Fetch:
         """Ask for these windows of these datasets and scopes, the oldest windows first."""
         # By tag, because the index in an error's path is then likely to mean the same zone here and at Cloudflare.
         everything = Part(tuple(sources), tuple(sorted(scopes, key=lambda scope: scope.tag)), starts)
-        for askable in everything.without(self._fail_denied(everything)):
+        for askable in self._askable(everything):
             for group in pieces(askable, self._limits):
                 await self._group(group)
         return [answer for scope in scopes for source in sources for answer in self._answers(source, scope)]
@@ -148,8 +148,7 @@ class Fetch:
                 self._fail(part, self._stopped)
                 continue
             # What was learnt since the part was put aside counts for it too.
-            askable = part.without(self._fail_denied(part))
-            smaller = [piece for rest in askable for piece in pieces(rest, self._limits)]
+            smaller = [piece for askable in self._askable(part) for piece in pieces(askable, self._limits)]
             if smaller != [part]:
                 queue.extendleft(reversed(smaller))
                 continue
@@ -189,8 +188,28 @@ class Fetch:
         dropped = self._limits.dropped_fields(source, part.scopes[0])  # the same for all of its scopes
         return Source(source.dataset.without(dropped), source.grain, self._limits.page_rows(source, part.scopes[0]))
 
+    def _askable(self, part: Part) -> list[Part]:
+        """The part without what there is no use in asking for at this moment, which is settled."""
+        return [recent for rest in part.without(self._fail_denied(part)) for recent in self._fail_expired(rest)]
+
+    def _fail_expired(self, part: Part) -> list[Part]:
+        """Settle the windows that are known to be kept no longer; what is left."""
+        now = self._clock.now()
+        left: dict[range, set[Pair]] = {}
+        for source, scope in part.pairs():
+            starts = part.starts
+            if (known := self._limits.retention(source, scope)) and known.bound_seconds is not None:
+                lost = sum(start < now - known.bound_seconds for start in starts)
+                if lost:
+                    self._fail(Part((source,), (scope,), starts[:lost]), known)
+                starts = starts[lost:]
+            left.setdefault(starts, set()).add((source.dataset.name, scope))
+        if left.keys() == {part.starts}:
+            return [part]
+        return [replace(rest, starts=starts) for starts, pairs in left.items() if starts for rest in part.only(pairs)]
+
     def _fail_denied(self, part: Part) -> set[Pair]:
-        """Settle what there is no use in asking for at this moment."""
+        """Settle what is denied at this moment."""
         denied = set()
         for source, scope in part.pairs():
             if denial := self._limits.denial(source, scope):
@@ -282,11 +301,9 @@ class Fetch:
                 if any(learnt):
                     return [one]
             case ErrorKind.RETENTION if reason.bound_seconds is not None:
-                oldest = self._clock.now() - reason.bound_seconds
-                lost = sum(start < oldest for start in starts)
-                if 0 < lost < len(starts):
-                    self._fail(replace(one, starts=starts[:lost]), reason)
-                    return [replace(one, starts=starts[lost:])]
+                self._limits.learn_retention(source, scope, reason)
+                if (recent := self._fail_expired(one)) != [one]:
+                    return recent
             case _:
                 pass
         self._limits.learn_denial(source, scope, reason)

@@ -24,7 +24,8 @@ from worker.cloudflare.scope import Scope
 
 # Plans change rarely: a day late is early enough to find a field or a wider window that was not there before.
 FORGET_AFTER_SECONDS = 86_400.0
-# A dataset that a zone has just been upgraded to should not stay away for long, and a probe an hour costs little.
+# A dataset that a zone has just been upgraded to, or its older data, should not stay away for long, and a probe an hour
+# costs little.
 DENIED_DATASET_SECONDS = 3600.0
 # A new token, or new permissions of a token, flap for about a minute. Whatever else is refused for one scope alone gets
 # the same rest, so that isolating it again does not use up the quota.
@@ -93,6 +94,7 @@ class Limits:
         self._unanswered: _Memory[str, bool] = _Memory(clock)
         self._fields: _Memory[tuple[str, str, str], frozenset[str]] = _Memory(clock)
         self._denials: _Memory[tuple[str, str, str], ApiFailure] = _Memory(clock)
+        self._retentions: _Memory[tuple[str, str], ApiFailure] = _Memory(clock)
 
     def scopes_per_query(self, kind: ScopeKind) -> int:
         """How many scopes a query may ask for."""
@@ -210,6 +212,15 @@ class Limits:
                 assert_never(verdict)
         allowed = (entitlement.max_page_rows, entitlement.max_duration_seconds)
         self._allowed.learn((source.grain.node, scope.tag), allowed)
+
+    def retention(self, source: Source, scope: Scope) -> ApiFailure | None:
+        """The error that said how far back the scope may be asked for the node, by its `bound_seconds`."""
+        known = self._retentions.recall((source.grain.node, scope.tag))
+        return known[1] if known else None
+
+    def learn_retention(self, source: Source, scope: Scope, failure: ApiFailure) -> None:
+        """Believe an error about old data. What `settings` say of it is not believed: what is not asked for is lost."""
+        self._retentions.learn((source.grain.node, scope.tag), failure, DENIED_DATASET_SECONDS)
 
     def denial(self, source: Source, scope: Scope) -> ApiFailure | None:
         """Why the dataset should not be asked for at this moment, and for how long not."""

@@ -414,6 +414,28 @@ async def test_windows_that_are_kept_no_longer_fail_with_the_bound_and_the_newer
         assert ((tag(2), start) in outcome.failed) == (start < NOW - reach)
 
 
+async def test_windows_that_a_scope_was_refused_for_their_age_are_not_asked_for_again_within_the_hour() -> None:
+    def refuse(asked: Asked) -> httpx.Response | None:
+        old = asked.since_seconds < NOW - 4000 and tag(2) in asked.zones
+        return refusal(error("cannot request data older than 4000s", code="quota"), status=400) if old else None
+
+    clock = ManualClock(NOW)
+    fake = FakeCloudflare(refuse=refuse)
+    api = fake.api(clock)
+    before = await fetched(api, zones_of(3), starts_of(60))
+    asked = len(fake.asked)
+    outcome = await fetched(api, zones_of(3), starts_of(60))
+
+    assert outcome.failed == before.failed
+    assert outcome.failure(2).failure == before.failure(2).failure
+    assert len(fake.asked) == asked + 2, "all of the others at once, and what is left of this one"
+    assert not [each for each in fake.asked[asked:] if tag(2) in each.zones and each.since_seconds < NOW - 4000]
+
+    clock.set(NOW + 3600)
+    fake.refuse = lambda _: None
+    assert not (await fetched(api, zones_of(3), starts_of(60))).failed
+
+
 async def test_a_retention_that_reaches_no_window_fails_them_all_and_asks_no_more() -> None:
     fake = FakeCloudflare(refuse=lambda _: refusal(error("cannot request data older than 60s")))
     outcome = await fetched(fake.api(), zones_of(1), starts_of(60))

@@ -66,7 +66,13 @@ class Discovery:
         self._due_at[tag] = min(soon, self._due_at.get(tag, soon))
 
     async def step(self, scopes: Mapping[str, Scope]) -> bool:
-        """Look at some of the scopes that are due for it; whether all of them have been looked at."""
+        """Look at some of the scopes that are due for it; whether all of them have been looked at.
+
+        Of others everything is forgotten: one that comes back may have been looked at with another token meanwhile.
+        """
+        if others := self._due_at.keys() - scopes.keys():
+            self._due_at = {tag: due_at for tag, due_at in self._due_at.items() if tag not in others}
+            self._denied = {pair: reason for pair, reason in self._denied.items() if pair[1] not in others}
         now = self._clock.monotonic()
         due = [scope for scope in scopes.values() if self._due_at.get(scope.tag, now) <= now]
         # Zones of an account side by side: where Cloudflare counts accounts, only those share a query.

@@ -21,7 +21,7 @@ from worker.cloudflare import (
     shipped,
 )
 from worker.discovery import AGAIN_SECONDS, REFRESH_SECONDS, Discovery
-from worker.ledger import Ledger, denials, record_scopes
+from worker.ledger import Ledger, denials, record_denials, record_scopes
 from worker.ledger import Scope as KnownScope
 
 NOW = 1_750_000_000.0
@@ -135,6 +135,20 @@ async def test_who_could_not_be_looked_at_is_asked_for_everything_and_looked_at_
     scene.clock.set(NOW + AGAIN_SECONDS)
     await scene.look()
     assert scene.api.asked == [(unknown,)]
+
+
+async def test_who_comes_back_is_looked_at_anew(scene: Scene) -> None:
+    tag = zone(7).tag
+    scene.api.denied[tag] = NO_PLAN
+    await scene.look()
+    back = scene.scopes.pop(tag)
+    await scene.look()
+    assert not scene.discovery.is_known(tag)
+    # With another token it was not denied.
+    await scene.ledger.write(record_denials, {(ROLLUPS.name, tag): None}, NOW)
+    scene.scopes[tag] = back
+    await scene.look()
+    assert await scene.denied() == {tag: NO_PLAN.reason}
 
 
 async def test_a_denial_of_the_process_before_that_is_none_any_more_is_forgotten(scene: Scene) -> None:

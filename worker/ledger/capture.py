@@ -3,10 +3,11 @@
 The first capture wins. Writing a window again changes nothing; where the values differ, that is kept as drift.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from worker.buckets import Bucket, Window
 from worker.ledger.packing import checksum, is_intact, values_by_series
@@ -15,6 +16,9 @@ from worker.ledger.session import Session
 
 # Enough for a sentence of the API; the rest of an HTML page helps nobody.
 _MAX_DETAIL_CHARACTERS = 500
+
+# What became of a bucket is told by the name of its count; this one is of those that are newly written.
+_NEW = "buckets"
 
 
 class HoleReason(StrEnum):
@@ -64,49 +68,64 @@ class Captured(CapturedCount):
     by_dataset: Mapping[str, CapturedCount] = field(compare=False, default_factory=dict)
 
 
+class _Row(NamedTuple):
+    """A bucket as its row in the file, in the order of the statement `add_bucket`."""
+
+    dataset_id: int
+    scope_id: int
+    width_seconds: int
+    start: int
+    timestamp_ms: int
+    captured_at: int
+    series_ids: bytes
+    values: bytes
+    checksum: int
+
+
 def capture(session: Session, buckets: Sequence[Bucket], now: float, *, job_id: int | None = None) -> Captured:
     """Write buckets, queue them for every destination, and close the holes they fill; all of it or nothing.
 
     job_id: the repair that asked for them.
     """
-    outcomes = {bucket.dataset: Counter[str]() for bucket in buckets}
-    dataset_ids = {name: dataset_number(session, name) for name in {bucket.dataset for bucket in buckets}}
-    scope_ids = {tag: scope_number(session, tag) for tag in {bucket.scope for bucket in buckets}}
-    first_id = 0
-    for bucket in buckets:
-        window = bucket.window
-        outcome = outcomes[bucket.dataset]
-        key = {
-            "dataset_id": dataset_ids[bucket.dataset],
-            "scope_id": scope_ids[bucket.scope],
-            "width_seconds": window.width_seconds,
-            "start": window.start,
-        }
-        series_ids = session.series.packed_ids(bucket.series)
-        values = bucket.values.tobytes()
-        seal = checksum(**key, timestamp_ms=bucket.timestamp_ms, series_ids=series_ids, values=values)
-        bucket_id = session.add(
-            "add_bucket",
-            **key,
-            timestamp_ms=bucket.timestamp_ms,
-            captured_at=int(now),
-            series_ids=series_ids,
-            sample_values=values,
-            checksum=seal,
-        )
-        if not bucket_id:
-            outcome[_compare(session, key, series_ids, values, now)] += 1
-            continue
-        first_id = first_id or bucket_id
-        outcome["buckets"] += 1
-        outcome["samples"] += len(bucket.values)
-    if first_id:
+    counts = {bucket.dataset: Counter[str]() for bucket in buckets}
+    dataset_ids = {name: dataset_number(session, name) for name in counts}
+    rows = [_row(session, dataset_ids[bucket.dataset], bucket, int(now)) for bucket in buckets]
+    newest_before = session.number("newest_bucket")
+    written = session.many("add_bucket", rows)
+    if written == len(rows):
+        outcomes = [_NEW] * written
+    else:
+        new = deque(session.rows("keys_after", id=newest_before))
+        outcomes = [_NEW if _is_next(row, new) else _compare(session, row) for row in rows]
+    if written:
         # Numbers are given in ascending order and never twice: from this one on, all are of this call.
-        session.change("close_holes", first_id=first_id)
-        session.change("enqueue", first_id=first_id, job_id=job_id)
-    by_dataset = {name: _counted(outcome) for name, outcome in outcomes.items()}
-    total = _counted(sum(outcomes.values(), Counter[str]()))
+        session.change("close_holes", first_id=newest_before + 1)
+        session.change("enqueue", first_id=newest_before + 1, job_id=job_id)
+    for bucket, outcome in zip(buckets, outcomes, strict=True):
+        count = counts[bucket.dataset]
+        count[outcome] += 1
+        if outcome is _NEW:
+            count["samples"] += len(bucket.values)
+    by_dataset = {name: _counted(count) for name, count in counts.items()}
+    total = _counted(sum(counts.values(), Counter[str]()))
     return Captured(total.buckets, total.samples, total.unchanged, total.drifted, by_dataset)
+
+
+def _row(session: Session, dataset_id: int, bucket: Bucket, now: int) -> _Row:
+    scope_id = scope_number(session, bucket.scope)
+    start, width_seconds = bucket.window.start, bucket.window.width_seconds
+    series_ids = session.series.packed_ids(bucket.series)
+    values = bucket.values.tobytes()
+    seal = checksum(
+        dataset_id=dataset_id,
+        scope_id=scope_id,
+        width_seconds=width_seconds,
+        start=start,
+        timestamp_ms=bucket.timestamp_ms,
+        series_ids=series_ids,
+        values=values,
+    )
+    return _Row(dataset_id, scope_id, width_seconds, start, bucket.timestamp_ms, now, series_ids, values, seal)
 
 
 def _counted(outcome: Counter[str]) -> CapturedCount:
@@ -132,15 +151,33 @@ def record_holes(session: Session, holes: Sequence[Hole], now: float) -> None:
     )
 
 
-def _compare(session: Session, key: dict[str, int], series_ids: bytes, values: bytes, now: float) -> str:
-    bucket_id, timestamp_ms, captured_ids, captured_values, seal = next(session.rows("captured_content", **key))
-    if (captured_ids, captured_values) == (series_ids, values):
+def _is_next(row: _Row, new: deque[tuple[int, ...]]) -> bool:
+    """Whether a bucket is the first of `new`, which it then leaves: keys of those of a call that were newly written.
+
+    They were written in the order of the call. Not looked up by their keys: in a damaged file that finds others.
+    """
+    is_next = bool(new) and new[0] == row[:4]
+    if is_next:
+        new.popleft()
+    return is_next
+
+
+def _compare(session: Session, row: _Row) -> str:
+    """What became of a bucket whose window was captured before, if only by the same call."""
+    key = {
+        "dataset_id": row.dataset_id,
+        "scope_id": row.scope_id,
+        "width_seconds": row.width_seconds,
+        "start": row.start,
+    }
+    bucket_id, timestamp_ms, series_ids, values, seal = session.row("captured_content", **key)
+    if (series_ids, values) == (row.series_ids, row.values):
         return "unchanged"
-    intact = is_intact(seal, **key, timestamp_ms=timestamp_ms, series_ids=captured_ids, values=captured_values)
-    before = values_by_series(captured_ids, captured_values) if intact else {}
-    after = values_by_series(series_ids, values)
+    intact = is_intact(seal, **key, timestamp_ms=timestamp_ms, series_ids=series_ids, values=values)
+    before = values_by_series(series_ids, values) if intact else {}
+    after = values_by_series(row.series_ids, row.values)
     differing = sum(before.get(series) != after.get(series) for series in before.keys() | after.keys())
     if not differing:
         return "unchanged"
-    session.change("record_drift", bucket_id=bucket_id, now=int(now), samples_differing=differing)
+    session.change("record_drift", bucket_id=bucket_id, now=row.captured_at, samples_differing=differing)
     return "drifted"

@@ -99,9 +99,11 @@ INSERT INTO series (id, labels, checksum) VALUES (?, ?, ?)
 -- name: add_bucket
 INSERT INTO bucket
     (dataset_id, scope_id, width_seconds, start, timestamp_ms, captured_at, series_ids, sample_values, checksum)
-VALUES
-    (:dataset_id, :scope_id, :width_seconds, :start, :timestamp_ms, :captured_at, :series_ids, :sample_values, :checksum)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO NOTHING
+
+-- name: keys_after
+SELECT dataset_id, scope_id, width_seconds, start FROM bucket WHERE id > :id ORDER BY id
 
 -- name: captured_content
 SELECT id, timestamp_ms, CAST(series_ids AS BLOB), CAST(sample_values AS BLOB), checksum FROM bucket

@@ -5,11 +5,11 @@ each of them inside one transaction.
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from itertools import islice
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import apsw
 
@@ -134,6 +134,14 @@ class Session:
         """Run a named statement and iterate over its rows."""
         return self._connection.execute(QUERIES[query], bindings)
 
+    def row(self, query: str, **bindings: Value) -> tuple[Any, ...]:
+        """The first row of a named statement that cannot but have one, on a file that is sound."""
+        row: tuple[Any, ...] | None = self._connection.execute(QUERIES[query], bindings).fetchone()
+        if row is None:
+            message = f"a row that has to be there is not found ({query})"
+            raise apsw.CorruptError(message)
+        return row
+
     def value(self, query: str, **bindings: Value) -> Value:
         """The only value of a named statement, or None when it has no row."""
         value: Value = self._connection.execute(QUERIES[query], bindings).get
@@ -159,16 +167,15 @@ class Session:
         self._numbers.clear()
         self.series.forget()
 
-    def add(self, query: str, **bindings: Value) -> int:
-        """Run a named statement that inserts a row; return its number, or 0 where it inserted none.
+    def many(self, query: str, rows: Iterable[Mapping[str, Value] | Sequence[Value]]) -> int:
+        """Run a named statement for every row; return how many rows of tables they changed, with those of cascades.
 
-        Without RETURNING, for which SQLite keeps a copy of every page that the statement changes.
+        At a third of the price of `change` for each; and without RETURNING, for which SQLite keeps a copy of every page
+        that a statement changes.
         """
-        return self._connection.last_insert_rowid() if self.change(query, **bindings) else 0
-
-    def many(self, query: str, rows: Iterable[dict[str, Value]]) -> None:
-        """Run a named statement for every row."""
+        before = self._connection.total_changes()
         self._connection.executemany(QUERIES[query], rows)
+        return self._connection.total_changes() - before
 
     def change(self, query: str, **bindings: Value) -> int:
         """Run a named statement; return how many rows of its table it changed, without those of cascades."""

@@ -109,6 +109,16 @@ async def test_the_same_window_twice_in_one_call_is_captured_once(ledger: Ledger
     assert await queue(ledger) == [(1, 0)]
 
 
+async def test_new_windows_are_captured_beside_those_that_were_captured_before(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1], [0, 2]), NOW)
+
+    given = [bucket(1, 0), bucket(1, 1, samples=2), bucket(1, 2, wrong_by=1.0), bucket(1, 1, samples=2), bucket(2, 0)]
+    captured = await ledger.write(capture, given, NOW)
+
+    assert captured == Captured(buckets=2, samples=5, unchanged=2, drifted=1)
+    assert sorted(await queue(ledger)) == [(1, 0), (1, 1), (1, 2), (2, 0)]
+
+
 async def test_zones_datasets_and_widths_have_buckets_of_their_own(ledger: Ledger) -> None:
     await ledger.write(
         capture, [bucket(1, 0), bucket(2, 0), bucket(1, 0, dataset="other"), bucket(1, 0, width_seconds=60)], NOW

@@ -10,10 +10,12 @@ from tests.unit.remote_write.batches import METADATA, START_MS, batch, batches, 
 from worker.buckets import Batch
 from worker.config import Message
 from worker.remote_write.encode import compress, write_request
+from worker.remote_write.encode_v2 import _Frames
 from worker.remote_write.proto import remote_write_v1_pb2 as v1
 from worker.remote_write.proto import remote_write_v2_pb2 as v2
 from worker.series import MetricMetadata, label_block, parse_label_block
 
+METADATA_OF_NONE: Mapping[str, MetricMetadata] = {}
 POSITIVE_ZERO = bytes(8)
 HELPFUL = MetricMetadata("What was asked for.", "requests")
 
@@ -191,6 +193,27 @@ def test_every_series_of_version_2_is_a_gauge_with_the_help_and_unit_of_its_metr
         (each.metadata.type, request.symbols[each.metadata.help_ref], request.symbols[each.metadata.unit_ref])
         for each in request.timeseries
     ] == [(v2.Metadata.METRIC_TYPE_GAUGE, HELPFUL.help, HELPFUL.unit), (2, "", ""), (2, HELPFUL.help, HELPFUL.unit)]
+
+
+def test_requests_with_the_same_series_differ_in_samples_and_metadata_alone() -> None:
+    one, other = (batch(bucket(w, START_MS + 60_000 * w, [5, 3], [w, -w])) for w in (1, 2))
+    bodies = [
+        write_request(given, Message.V2, metadata)
+        for given, metadata in ((one, {}), (other, {}), (other, {"requests": HELPFUL}), (other, {}), (one, {}))
+    ]
+    assert bodies[:2] == bodies[:2:-1]
+    assert len(set(bodies)) == 3
+    assert [series_v2(parsed_v2(body)) for body in bodies] == [series_v2(parsed_v2(bodies[0]))] * 5
+    assert HELPFUL.help in parsed_v2(bodies[2]).symbols
+
+
+def test_what_is_remembered_of_requests_is_bounded() -> None:
+    frames = _Frames(10)
+    requests = [tuple(label_block("m", {"n": str(n)}) for n in range(first, first + 4)) for first in range(9)]
+    for _ in range(2):
+        for blocks in requests:
+            assert frames.around(blocks, METADATA_OF_NONE) is frames.around(blocks, METADATA_OF_NONE)
+            assert sum(map(len, frames._frames)) == frames._series <= 10
 
 
 def test_version_1_tells_once_of_each_metric_that_it_has_samples_and_metadata_of() -> None:

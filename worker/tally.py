@@ -30,20 +30,22 @@ class Tally:
         acknowledged: list[int] = []
         refusals: list[Refusal] = []
         partly: set[int] = set()
-        for bucket in decision.batch.buckets:
+        match decision:
+            case Taken(batch):
+                if sent:
+                    self._partly.update([bucket.bucket_id for bucket in batch.buckets])
+            case Declined(batch, status, text):
+                for bucket in batch.buckets:
+                    refusal = Refusal(bucket.bucket_id, bucket.series_ids, status, text)
+                    self._refusals.setdefault(bucket.bucket_id, []).append(refusal)
+            case _:
+                assert_never(decision)
+        for bucket in batch.buckets:
             number = bucket.bucket_id
-            match decision:
-                case Taken():
-                    self._partly |= {number} if sent else set()
-                case Declined(status=status, text=text):
-                    self._refusals.setdefault(number, []).append(Refusal(number, bucket.series_ids, status, text))
-                case _:
-                    assert_never(decision)
-            self._undecided[number] -= bucket.sample_count
-            if self._undecided[number] > 0:
-                continue
-            del self._undecided[number]
-            if number in self._refusals:
+            left = self._undecided.pop(number) - bucket.sample_count
+            if left > 0:
+                self._undecided[number] = left
+            elif number in self._refusals:
                 refusals += self._refusals.pop(number)
                 partly |= self._partly & {number}
             else:

@@ -87,8 +87,8 @@ def capture(session: Session, buckets: Sequence[Bucket], now: float, *, job_id: 
 
     job_id: the repair that asked for them.
     """
-    counts = {bucket.dataset: Counter[str]() for bucket in buckets}
-    dataset_ids = {name: dataset_number(session, name) for name in counts}
+    names = [bucket.dataset for bucket in buckets]
+    dataset_ids = {name: dataset_number(session, name) for name in dict.fromkeys(names)}
     rows = [_row(session, dataset_ids[bucket.dataset], bucket, int(now)) for bucket in buckets]
     newest_before = session.number("newest_bucket")
     written = session.many("add_bucket", rows)
@@ -101,14 +101,22 @@ def capture(session: Session, buckets: Sequence[Bucket], now: float, *, job_id: 
         # Numbers are given in ascending order and never twice: from this one on, all are of this call.
         session.change("close_holes", first_id=newest_before + 1)
         session.change("enqueue", first_id=newest_before + 1, job_id=job_id)
+    counts = Counter(zip(names, outcomes, strict=True))
+    samples = dict.fromkeys(names, 0)
     for bucket, outcome in zip(buckets, outcomes, strict=True):
-        count = counts[bucket.dataset]
-        count[outcome] += 1
         if outcome is _NEW:
-            count["samples"] += len(bucket.values)
-    by_dataset = {name: _counted(count) for name, count in counts.items()}
-    total = _counted(sum(counts.values(), Counter[str]()))
-    return Captured(total.buckets, total.samples, total.unchanged, total.drifted, by_dataset)
+            samples[bucket.dataset] += len(bucket.values)
+    by_dataset = {
+        name: CapturedCount(counts[name, _NEW], samples[name], counts[name, "unchanged"], counts[name, "drifted"])
+        for name in samples
+    }
+    return Captured(
+        buckets=written,
+        samples=sum(samples.values()),
+        unchanged=outcomes.count("unchanged"),
+        drifted=outcomes.count("drifted"),
+        by_dataset=by_dataset,
+    )
 
 
 def _row(session: Session, dataset_id: int, bucket: Bucket, now: int) -> _Row:
@@ -126,10 +134,6 @@ def _row(session: Session, dataset_id: int, bucket: Bucket, now: int) -> _Row:
         values=values,
     )
     return _Row(dataset_id, scope_id, width_seconds, start, bucket.timestamp_ms, now, series_ids, values, seal)
-
-
-def _counted(outcome: Counter[str]) -> CapturedCount:
-    return CapturedCount(outcome["buckets"], outcome["samples"], outcome["unchanged"], outcome["drifted"])
 
 
 def record_holes(session: Session, holes: Sequence[Hole], now: float) -> None:

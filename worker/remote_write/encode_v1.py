@@ -5,6 +5,7 @@ specification, but whoever reads it finds it in field 3.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from operator import add
 
 from worker.remote_write.fields import Prefixes, field
@@ -37,6 +38,8 @@ def write_request_v1(
     return b"".join(pieces)
 
 
+# All that is collected has some 300 metrics (docs/datasets.md), and whoever cuts a batch asks for each of them.
+@lru_cache(maxsize=1024)
 def metadata_v1(metric: str, metadata: MetricMetadata) -> bytes:
     """What the request says about one metric."""
     named = _TYPE_GAUGE + field(_METRIC_NAME, metric.encode())

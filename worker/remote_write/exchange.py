@@ -39,11 +39,13 @@ class Answer:
 
     headers: looked up by their lower-case names.
     body:    how the body begins, as it came: whatever broke off behind the status does not undo it.
+    whole:   whether that is all of the body.
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    whole: bool = True
 
 
 @dataclass(slots=True)
@@ -130,13 +132,14 @@ class Connections:
         )
         return _Pool(client, transport)
 
-    def request(self, body: bytes, headers: Mapping[str, str]) -> httpx.Request:
-        """A request to the URL, for `exchange`; whoever authenticates it adds to its headers."""
+    def request(self, body: bytes, headers: Mapping[str, str], *, below: str = "") -> httpx.Request:
+        """A request to the URL, or to a path below it, for `exchange`; whoever authenticates it adds to its headers."""
+        url = self.url.copy_with(path=self.url.path.rstrip("/") + below) if below else self.url
         # What comes back is shown to people as it comes; nothing in it is worth unpacking, or the risk.
         own = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
         merged = httpx.Headers(headers)
         merged.update(own)
-        return self._pool.http.build_request("POST", self.url, content=body, headers=merged)
+        return self._pool.http.build_request("POST", url, content=body, headers=merged)
 
     async def exchange(self, request: httpx.Request, seconds: float, limit: str = "") -> Answer | Later:
         """Send the request and read its answer; both together take no longer than `seconds`.
@@ -147,6 +150,7 @@ class Connections:
         """
         response: httpx.Response | None = None
         body = bytearray()
+        whole = False
         try:
             async with asyncio.timeout(seconds), self._pool_in_use() as pool:
                 response = await pool.http.send(request, stream=True)
@@ -155,6 +159,8 @@ class Connections:
                         body += chunk[: self.body_bytes - len(body)]
                         if len(body) == self.body_bytes:
                             break
+                    else:
+                        whole = True
                     await pool.close_what_says_more()
                 finally:
                     await response.aclose()
@@ -166,7 +172,8 @@ class Connections:
         encoding = response.headers.get("content-encoding", "identity")
         if encoding != "identity":
             body = bytearray(f"(the answer is encoded as {encoding}, which was not asked for)".encode())
-        return Answer(response.status_code, response.headers, bytes(body))
+            whole = False
+        return Answer(response.status_code, response.headers, bytes(body), whole)
 
     async def aclose(self) -> None:
         """Close the connections; no exchange may be under way."""

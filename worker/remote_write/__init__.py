@@ -1,7 +1,8 @@
 """Prometheus remote write: from stored buckets to a receiver's verdict.
 
 Owns the protocol: how a request is cut, encoded and compressed, how it is sent and with which credentials, and what an
-answer means. Keeps no state about what was delivered: that is the ledger's, of which it knows nothing.
+answer means; and how what a receiver has stored is read back. Keeps no state about what was delivered: that is the
+ledger's, of which it knows nothing.
 """
 
 from worker.remote_write.auth import secrets_of
@@ -10,23 +11,29 @@ from worker.remote_write.encode import compress, write_request
 from worker.remote_write.halve import alone, halves, newest, spread
 from worker.remote_write.outgoing import Outbox, Outgoing
 from worker.remote_write.protocol import Protocol
+from worker.remote_write.read_back import Found, Labels, ReadBack, Selector, query_url
 from worker.remote_write.split import split_batch
 from worker.remote_write.verdict import Accepted, Fate, Later, Refused, Verdict
 
 __all__ = [
     "Accepted",
     "Fate",
+    "Found",
+    "Labels",
     "Later",
     "Outbox",
     "Outgoing",
     "Protocol",
+    "ReadBack",
     "Refused",
     "RemoteWriteClient",
+    "Selector",
     "Verdict",
     "alone",
     "compress",
     "halves",
     "newest",
+    "query_url",
     "secrets_of",
     "split_batch",
     "spread",

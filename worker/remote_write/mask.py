@@ -105,6 +105,7 @@ def secrets_of(settings: DestinationSettings) -> Iterator[str]:
             # The scheme in front of a credential (`Basic`, `Token`) may be left out when it is repeated.
             yield from {plain(header), plain(header).rpartition(" ")[2]}
     yield from _of_query(settings.url)
+    yield from _of_query(settings.query_url or "")
     yield from _of_proxy(settings.url, settings.proxy)
 
 

@@ -34,7 +34,7 @@ from worker.errors import WorkerError
 from worker.facts import LOOP as FACTS
 from worker.facts import FactReader
 from worker.health import Health, loop_of
-from worker.ledger import Backfill, Ledger, Resend, register_destinations
+from worker.ledger import Backfill, Ledger, Resend, Verify, register_destinations
 from worker.maintain import INTERVAL_SECONDS as MAINTAIN_SECONDS
 from worker.maintain import LOOP as MAINTAIN
 from worker.maintain import Maintainer
@@ -44,11 +44,12 @@ from worker.push import IDLE_SECONDS, Pusher
 from worker.remote_write import RemoteWriteClient
 from worker.repair import INTERVAL_SECONDS as REPAIR_SECONDS
 from worker.repair import LOOP as REPAIR
-from worker.repair import Backfiller, Repairer, Resender
+from worker.repair import Backfiller, Repairer, Resender, Verifier
 from worker.report import Running, RunningDestination, report_status
 from worker.series import MetricMetadata
 from worker.serve import Server, create_app
 from worker.status import ApiBudget, CloudflareStatus, StatusReport
+from worker.verification import Verification
 
 # A pusher may take this long to finish its request after SIGTERM; with the checkpoint behind it the whole stop stays
 # under 10 s, a third of the 30 s that Kubernetes grants by default.
@@ -189,12 +190,13 @@ class Worker:
             health=self.health,
             metrics=self.metrics,
         )
+        self.verification = Verification(settings.destinations, ledger=self.ledger, clock=clock)
         self.repairer = Repairer(
             ledger=self.ledger,
             clock=clock,
             health=self.health,
             carriers={
-                Resend: Resender(ledger=self.ledger, clock=clock),
+                Resend: Resender(ledger=self.ledger, clock=clock, verification=self.verification),
                 Backfill: Backfiller(
                     settings.cloudflare,
                     catalogue=catalogue,
@@ -204,6 +206,7 @@ class Worker:
                     ledger=self.ledger,
                     clock=clock,
                 ),
+                Verify: Verifier(self.verification, ledger=self.ledger, clock=clock),
             },
         )
         self._expect_loops()
@@ -233,8 +236,8 @@ class Worker:
     def _closing(self) -> contextlib.AsyncExitStack:
         """What closes everything when it is left, the ledger last and whatever the others raise."""
         stack = contextlib.AsyncExitStack()
-        apis = (api.aclose for api in self.apis.values())
-        for close in (self.ledger.close, *apis, *(sender.aclose for sender in self.senders)):
+        clients = [*self.apis.values(), self.verification, *self.senders]
+        for close in (self.ledger.close, *(client.aclose for client in clients)):
             stack.push_async_callback(close)
         return stack
 
@@ -288,11 +291,15 @@ class Worker:
 
     async def push_once(self, stopping: asyncio.Event) -> None:
         """Carry out the repairs that were asked for and push all that is pending; nothing is collected."""
-        await self.repairer.step_all()
+        await self._step_repairs(stopping)
         await _cut_off(self._drain(stopping), stopping, grace_seconds=STOP_SECONDS)
         # What a repair queues is bounded, so a large one takes several rounds.
-        while not stopping.is_set() and await self.repairer.step_all():
+        while await self._step_repairs(stopping):
             await _cut_off(self._drain(stopping), stopping, grace_seconds=STOP_SECONDS)
+
+    async def _step_repairs(self, stopping: asyncio.Event) -> bool:
+        """One step of every repair; whether any of them went on."""
+        return bool(await _cut_off(self.repairer.step_all(), stopping, grace_seconds=0)) and not stopping.is_set()
 
     async def _drain(self, stopping: asyncio.Event) -> None:
         try:

@@ -22,6 +22,7 @@ from worker.ledger import (
     RefusedSample,
     ResendResult,
     ScopeReport,
+    VerifyResult,
     backlogs,
     delivery_counts,
     denials,
@@ -35,7 +36,7 @@ from worker.ledger import (
     scopes_of_tokens,
     undelivered,
 )
-from worker.series import parse_label_block
+from worker.series import notation, parse_label_block
 from worker.status import (
     CloudflareStatus,
     DatasetStatus,
@@ -59,9 +60,6 @@ _JOURNAL_ENTRIES = 10
 # so that a few show it. The ledger has all.
 _REFUSALS = 5
 _SERIES_OF_A_REFUSAL = 3
-
-# A label may be as long as Cloudflare likes; that of any series seen so far has a few hundred characters.
-_MAX_SERIES_CHARACTERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,25 +239,14 @@ def _refusal(refused: RefusedSample) -> RefusedStatus:
         refused_at=refused.refused_at,
         timestamp=refused.timestamp_ms / 1000,
         samples=len(refused.series),
-        series=tuple(map(_notation, refused.series[:_SERIES_OF_A_REFUSAL])),
+        series=tuple(map(_series, refused.series[:_SERIES_OF_A_REFUSAL])),
         status=refused.status,
         reason=refused.reason,
     )
 
 
-def _notation(block: bytes) -> str:
-    """A label block as PromQL writes a series: to be pasted into a query."""
-    labels = parse_label_block(block)
-    name = labels.pop("__name__", "(a series that cannot be read)")
-    pairs = ", ".join(f'{label}="{_escaped(value)}"' for label, value in labels.items())
-    text = f"{name}{{{pairs}}}" if labels else name
-    return text if len(text) <= _MAX_SERIES_CHARACTERS else f"{text[: _MAX_SERIES_CHARACTERS - 1]}…"
-
-
-def _escaped(value: str) -> str:
-    """A label's value as it stands between quotes; nothing in it can move the cursor of a terminal."""
-    quoted = value.replace("\\", r"\\").replace('"', r"\"")
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in quoted)
+def _series(block: bytes) -> str:
+    return notation(parse_label_block(block))
 
 
 def _scope(report: ScopeReport, *, paused: bool) -> ScopeStatus:
@@ -310,6 +297,15 @@ def outcome_of(job: Job) -> str:
             done = f"{sum(count.buckets for count in queued):,} buckets queued again"
         case BackfillResult(buckets=buckets):
             done = f"{buckets:,} buckets captured"
+        case VerifyResult(totals=totals):
+            done = f"{sum(count.equal for count in totals):,} samples equal"
+            wrong = {
+                "missing": sum(count.missing for count in totals),
+                "different": sum(count.different for count in totals),
+                "damaged buckets": job.result.damaged,
+                "destinations not read": len(job.result.not_read),
+            }
+            done += "".join(f", {number:,} {what}" for what, number in wrong.items() if number)
         case None:
             done = ""
         case other:

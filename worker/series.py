@@ -20,6 +20,9 @@ _LABELS_FIELD = b"\x0a"  # TimeSeries.labels = 1, length-delimited
 _NAME_FIELD = b"\x0a"  # Label.name = 1
 _VALUE_FIELD = b"\x12"  # Label.value = 2
 
+# A label may be as long as Cloudflare likes; that of any series seen so far has a few hundred characters.
+_MAX_NOTATION_CHARACTERS = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class MetricMetadata:
@@ -129,3 +132,17 @@ def _read_field(data: bytes, offset: int, tag: bytes) -> tuple[bytes, int]:
         message = f"a field of {length} bytes at byte {offset} is longer than the data"
         raise ValueError(message)
     return data[start:end], end
+
+
+def notation(labels: Mapping[str, str]) -> str:
+    """A series as PromQL writes it, bounded: to be pasted into a query."""
+    name = labels.get("__name__", "(a series that cannot be read)")
+    pairs = ", ".join(f'{label}="{_escaped(value)}"' for label, value in labels.items() if label != "__name__")
+    text = f"{name}{{{pairs}}}" if pairs else name
+    return text if len(text) <= _MAX_NOTATION_CHARACTERS else f"{text[: _MAX_NOTATION_CHARACTERS - 1]}…"
+
+
+def _escaped(value: str) -> str:
+    """A label's value as it stands between quotes; nothing in it can move the cursor of a terminal."""
+    quoted = value.replace("\\", r"\\").replace('"', r"\"")
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in quoted)

@@ -35,6 +35,7 @@ from worker.ledger import (
 )
 from worker.ledger import resend as ledger_resend
 from worker.repair import INTERVAL_SECONDS, LOOP, STEP_SECONDS, Repairer, Resender, resend
+from worker.verification import Verification
 
 
 @pytest.fixture
@@ -67,7 +68,14 @@ def repairer(ledger: Ledger, clock: JumpingClock, health: Health) -> Repairer:
 
 
 def repairer_of(ledger: Ledger, clock: JumpingClock, health: Health) -> Repairer:
-    return Repairer(ledger=ledger, clock=clock, health=health, carriers={Resend: Resender(ledger=ledger, clock=clock)})
+    return Repairer(
+        ledger=ledger,
+        clock=clock,
+        health=health,
+        carriers={
+            Resend: Resender(ledger=ledger, clock=clock, verification=Verification((), ledger=ledger, clock=clock))
+        },
+    )
 
 
 async def ask(ledger: Ledger, first_hour: int, hours: int) -> int:

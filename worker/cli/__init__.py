@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from worker import __version__
-from worker.cli import backfill, check, datasets, gaps, journal, resend, run, simulate, status
+from worker.cli import backfill, check, datasets, gaps, journal, resend, run, simulate, status, verify
 from worker.cli.options import EXIT_INTERRUPTED, config_option
 from worker.errors import WorkerError
 
@@ -66,6 +66,7 @@ for _command in (
     datasets.datasets,
     check.check,
     resend.resend,
+    verify.verify,
     backfill.backfill,
     gaps.gaps,
     journal.journal,

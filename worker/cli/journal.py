@@ -11,10 +11,11 @@ import click
 from worker.cli.options import config_option, json_option
 from worker.cli.repair import print_counts, print_reasons
 from worker.cli.tables import new_table, number_column, print_json, print_line, terminal, text_column, word_column
+from worker.cli.verify import print_verified
 from worker.clock import SystemClock
 from worker.datasets import ledger_path_of
 from worker.errors import UsageError
-from worker.ledger import BackfillResult, Job, Ledger, ResendResult, ask_to_cancel, job, jobs
+from worker.ledger import BackfillResult, Job, Ledger, ResendResult, VerifyResult, ask_to_cancel, job, jobs
 from worker.report import asked_for, outcome_of
 from worker.times import instant
 
@@ -115,6 +116,8 @@ def _print_one(found: Job) -> None:
                 )
             print_counts("What became of it", outcome)
             print_reasons(reasons)
+        case VerifyResult() as result:
+            print_verified(result)
         case None:
             pass
         case result:

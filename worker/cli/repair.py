@@ -26,7 +26,20 @@ from worker.cli.tables import new_table, number_column, print_line, terminal, te
 from worker.clock import SystemClock, wait_for_any
 from worker.config import Settings
 from worker.errors import LedgerHeldError
-from worker.ledger import Arguments, Job, JobState, Ledger, ResendCount, Undelivered, ask, ask_to_cancel, job, resent
+from worker.ledger import (
+    Arguments,
+    BackfillResult,
+    Job,
+    JobState,
+    Ledger,
+    ResendCount,
+    ResendResult,
+    Undelivered,
+    ask,
+    ask_to_cancel,
+    job,
+    resent,
+)
 from worker.observe import Redactor
 
 # How often a command looks how far the repair is.
@@ -137,9 +150,11 @@ async def _found(ledger: Ledger, number: int) -> Job:
 async def _as_it_stands(ledger: Ledger, number: int) -> Job:
     """A repair, with what has become of its deliveries so far where it has not ended."""
     found = await _found(ledger, number)
-    if not found.is_open or found.result is None:
-        return found
-    return replace(found, result=replace(found.result, outcome=await ledger.read(resent, number)))
+    match found.result:
+        case ResendResult() | BackfillResult() as result if found.is_open:
+            return replace(found, result=replace(result, outcome=await ledger.read(resent, number)))
+        case _:
+            return found
 
 
 class _Display:

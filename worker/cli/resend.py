@@ -25,6 +25,7 @@ from worker.config import DestinationSettings, Settings
 from worker.datasets import catalogue_of
 from worker.errors import UsageError
 from worker.ledger import Ledger, Resend, ResendCount, ResendResult, plan_resend, scope_reports, stamped_before
+from worker.remote_write import query_url
 from worker.times import instant, span
 
 
@@ -64,6 +65,7 @@ class Plan:
 @click.option("--dataset", "datasets", multiple=True, metavar="DATASET", help="Only this dataset; repeatable.")
 @click.option("--metric", "metrics", multiple=True, metavar="METRIC", help="Only this metric; repeatable.")
 @click.option("--destination", "destinations", multiple=True, metavar="NAME", help="Only there; repeatable.")
+@click.option("--only-missing", is_flag=True, help="Read back first, and send only what a destination lacks.")
 @click.option("--dry-run", is_flag=True, help="Show what would be sent; change nothing.")
 @reason_option
 @on_interrupt_option
@@ -77,6 +79,7 @@ def resend(
     datasets: Sequence[str] = (),
     metrics: Sequence[str] = (),
     destinations: Sequence[str] = (),
+    only_missing: bool = False,
     reason: str | None = None,
     on_interrupt: str = "detach",
     dry_run: bool = False,
@@ -96,13 +99,14 @@ def resend(
         datasets=tuple(datasets),
         metrics=tuple(metrics),
         destinations=tuple(destinations),
+        only_missing=only_missing,
     )
     if wanted.since >= wanted.until:
         msg = f"nothing lies between --since {instant(wanted.since)} and --until {instant(wanted.until)}"
         raise UsageError(msg)
     plan = asyncio.run(_plan(settings, wanted, now))
     if not as_json:
-        _print_plan(plan, dry_run=dry_run)
+        _print_plan(plan, only_missing=only_missing, dry_run=dry_run)
     if dry_run:
         if as_json:
             print_json(plan)
@@ -119,15 +123,16 @@ def resend(
         sys.exit(EXIT_INCOMPLETE)
 
 
-def _print_plan(plan: Plan, *, dry_run: bool) -> None:
-    print_counts("Would be sent again" if dry_run else "To be sent again", plan.counts)
+def _print_plan(plan: Plan, *, only_missing: bool, dry_run: bool) -> None:
+    what = "sent again where it is missing" if only_missing else "sent again"
+    print_counts(f"{'Would' if dry_run else 'To'} be {what}", plan.counts)
     print_too_old(plan.too_old)
     for name in plan.strict:
         click.echo(
             f"{name} takes nothing older than the newest sample it has of a series (out_of_order_time_window: 0): what"
             " is older than that will be refused"
         )
-    if any(count.state == "acknowledged" for count in plan.counts):
+    if not only_missing and any(count.state == "acknowledged" for count in plan.counts):
         click.echo(
             "A VictoriaMetrics without deduplication counts samples twice that it has already: --only-missing leaves"
             " those out."
@@ -153,16 +158,10 @@ async def _plan(settings: Settings, wanted: Resend, now: float) -> Plan:
     """What a resend would send, after a look at whether what it names exists."""
     ledger = Ledger.open_read_only(settings.ledger.path)
     try:
-        # Reports of no time at all: they name every zone, those that have disappeared included.
-        scopes = await ledger.read(scope_reports, since=now, final_until=now)
-        # A zone is there once for each width that its windows ever had.
-        known_zones = dict.fromkeys([*(scope.name for scope in scopes), *(scope.tag for scope in scopes)])
-        catalogue = catalogue_of(settings.cloudflare)
-        require_known("--zone", wanted.zones, list(known_zones))
-        require_known("--dataset", wanted.datasets, [*catalogue, *FACT_SETS])
-        described = [*(each.metrics() for each in catalogue.values()), *(each.metrics() for each in FACT_SETS.values())]
-        require_known("--metric", wanted.metrics, [metric.name for metrics in described for metric, _ in metrics])
-        require_known("--destination", wanted.destinations, [each.name for each in settings.destinations])
+        await require_names(ledger, settings, wanted, now)
+        for destination in settings.destinations if wanted.only_missing else ():
+            if not wanted.destinations or destination.name in wanted.destinations:
+                query_url(destination)  # ConfigError where it does not say where to read
         counts = await ledger.read(plan_resend, wanted)
         too_old = []
         for destination in settings.destinations:
@@ -176,3 +175,17 @@ async def _plan(settings: Settings, wanted: Resend, now: float) -> Plan:
         return Plan(counts, tuple(too_old), tuple(name for name in strict if name in named))
     finally:
         await ledger.close()
+
+
+async def require_names(ledger: Ledger, settings: Settings, wanted: Resend, now: float) -> None:
+    """UsageError where something that a repair names does not exist."""
+    # Reports of no time at all: they name every zone, those that have disappeared included.
+    scopes = await ledger.read(scope_reports, since=now, final_until=now)
+    # A zone is there once for each width that its windows ever had.
+    known_zones = dict.fromkeys([*(scope.name for scope in scopes), *(scope.tag for scope in scopes)])
+    catalogue = catalogue_of(settings.cloudflare)
+    require_known("--zone", wanted.zones, list(known_zones))
+    require_known("--dataset", wanted.datasets, [*catalogue, *FACT_SETS])
+    described = [*(each.metrics() for each in catalogue.values()), *(each.metrics() for each in FACT_SETS.values())]
+    require_known("--metric", wanted.metrics, [metric.name for metrics in described for metric, _ in metrics])
+    require_known("--destination", wanted.destinations, [each.name for each in settings.destinations])

@@ -76,6 +76,25 @@ class Backfill:
 
 
 @dataclass(frozen=True, slots=True)
+class Verify:
+    """Read back what destinations have stored, and compare it with the ledger.
+
+    since, until: windows that start in [since, until), unix seconds.
+    zones:        names or tags of zones or accounts; empty means all.
+    datasets:     names; empty means all.
+    destinations: names; empty means all that are configured.
+    metrics:      names; empty means all.
+    """
+
+    since: int
+    until: int
+    zones: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    destinations: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ResendCount:
     """How much of what a resend concerns is in one state at one destination.
 
@@ -105,14 +124,16 @@ class Undelivered:
 class ResendResult:
     """What came of a resend.
 
-    queued:  what it made pending, by the state it was in before.
-    outcome: what has become of that; empty until it is done.
-    reasons: why the part of it that is not delivered is not.
+    queued:    what it made pending, by the state it was in before.
+    outcome:   what has become of that; empty until it is done.
+    reasons:   why the part of it that is not delivered is not.
+    read_back: what reading back said of the rest: `already there`, and what sending again does not help.
     """
 
     queued: tuple[ResendCount, ...] = ()
     outcome: tuple[ResendCount, ...] = ()
     reasons: tuple[Undelivered, ...] = ()
+    read_back: tuple[ResendCount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +162,86 @@ class BackfillResult:
     reasons: tuple[Undelivered, ...] = ()
 
 
-Arguments: TypeAlias = Resend | Backfill
-Result: TypeAlias = ResendResult | BackfillResult
+@dataclass(frozen=True, slots=True)
+class VerifyCount:
+    """How many samples of a metric and zone were found to be what, at one destination.
 
-_Kind = Literal["resend", "backfill"]
+    metric, zone: empty where it is of all of them.
+    undelivered:  neither there nor on record as being there.
+    duplicated:   stored more than once; each is equal or different, too.
+    """
+
+    destination: str
+    metric: str = ""
+    zone: str = ""
+    equal: int = 0
+    missing: int = 0
+    different: int = 0
+    extra: int = 0
+    duplicated: int = 0
+    undelivered: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyExample:
+    """A sample that is not as it should be.
+
+    series:       as PromQL writes it, with the labels that it has there.
+    timestamp_ms: unix milliseconds.
+    expected:     the ledger's value, as text; None where the ledger has none.
+    found:        the values that are there.
+    """
+
+    destination: str
+    finding: str
+    series: str
+    timestamp_ms: int
+    expected: str | None
+    found: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NotRead:
+    """A destination from which nothing, or not all, could be read, and why."""
+
+    destination: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """What came of reading back.
+
+    totals:   one count for each destination.
+    unequal:  by metric and zone, where anything is not equal: the first of them.
+    unlisted: how many more of these there are.
+    examples: the first samples that are not as they should be.
+    not_read: destinations that were not read to the end.
+    damaged:  buckets that are not what was captured, which therefore say nothing.
+    """
+
+    totals: tuple[VerifyCount, ...] = ()
+    unequal: tuple[VerifyCount, ...] = ()
+    unlisted: int = 0
+    examples: tuple[VerifyExample, ...] = ()
+    not_read: tuple[NotRead, ...] = ()
+    damaged: int = 0
+
+    @property
+    def is_good(self) -> bool:
+        """Whether all that was to be compared was, and nothing is missing or different."""
+        wrong = any(count.missing or count.different for count in self.totals)
+        return not (wrong or self.not_read or self.damaged)
+
+
+Arguments: TypeAlias = Resend | Backfill | Verify
+Result: TypeAlias = ResendResult | BackfillResult | VerifyResult
+
+_Kind = Literal["resend", "backfill", "verify"]
 _KINDS: dict[_Kind, tuple[type[Arguments], type[Result]]] = {
     "resend": (Resend, ResendResult),
     "backfill": (Backfill, BackfillResult),
+    "verify": (Verify, VerifyResult),
 }
 _Row = tuple[int, _Kind, str, str, str, int, JobState, str, int | None, int | None, str | None]
 _KIND_OF = {arguments: kind for kind, (arguments, _) in _KINDS.items()}

@@ -353,6 +353,44 @@ WHERE (start, id) > (:start, :bucket_id) AND start < :until
 ORDER BY start, id
 LIMIT :most
 
+-- name: next_pair
+SELECT dataset_id, scope_id FROM bucket
+WHERE (dataset_id, scope_id) > (:dataset_id, :scope_id)
+ORDER BY dataset_id, scope_id
+LIMIT 1
+
+-- name: windows_of_pair
+SELECT id, start, length(sample_values) / 8 FROM bucket
+WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND start >= :since AND start < :until
+    AND length(sample_values) > 0
+ORDER BY start, id
+
+-- name: held
+SELECT
+    bucket.id, scope.name, coalesce(delivery.state, 'never queued'), delivery.decided_at,
+    bucket.dataset_id, bucket.scope_id, bucket.width_seconds, bucket.start, bucket.timestamp_ms,
+    CAST(bucket.series_ids AS BLOB), CAST(bucket.sample_values AS BLOB), bucket.checksum
+FROM json_each(:bucket_ids) AS wanted
+CROSS JOIN bucket ON bucket.id = wanted.value
+JOIN scope ON scope.id = bucket.scope_id
+LEFT JOIN delivery ON delivery.bucket_id = bucket.id AND delivery.destination_id = :destination_id
+
+-- What a destination has is acknowledged, whichever way it got there.
+-- name: record_read_back
+INSERT INTO delivery
+    (bucket_id, destination_id, state, segment, scope_id, start, window_end, sample_count, decided_at, reason)
+SELECT
+    bucket.id, destination.id, 'acknowledged',
+    bucket.start - bucket.start % max(bucket.width_seconds, destination.segment_seconds),
+    bucket.scope_id, bucket.start, bucket.start + bucket.width_seconds, length(bucket.sample_values) / 8, :now, :reason
+FROM json_each(:pairs) AS pair
+CROSS JOIN bucket ON bucket.id = pair.value ->> 0
+CROSS JOIN destination ON destination.id = pair.value ->> 1
+WHERE true
+ON CONFLICT DO UPDATE SET
+    state = 'acknowledged', sample_count = excluded.sample_count, decided_at = excluded.decided_at, status = NULL,
+    reason = excluded.reason
+
 -- name: candidates
 SELECT
     bucket.id, destination.id, destination.name, coalesce(delivery.state, 'never queued'),

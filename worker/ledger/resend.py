@@ -1,7 +1,8 @@
 """Verbs of sending again: which captured buckets a repair concerns, and making them pending, some at a time.
 
 A bucket that a destination has acknowledged, in part at least, may be sent in part; one that it never had is sent as a
-whole, for what is acknowledged in the end has to be all of it.
+whole, for what is acknowledged in the end has to be all of it. What was read back counts like an acknowledgement: a
+receiver that shows a sample has it, whatever it answered when that was sent.
 """
 
 from array import array
@@ -38,6 +39,23 @@ class Candidate:
     destination: str
     state: str
     samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBucket:
+    """What was found of a bucket when it was read back.
+
+    state:    of its delivery when it was.
+    missing:  the series (packed) that are to be sent.
+    there:    how many samples are there.
+    is_there: whether all of it is.
+    """
+
+    bucket_id: int
+    state: str
+    missing: bytes
+    there: int
+    is_there: bool
 
 
 def plan_resend(session: Session, resend: Resend) -> tuple[ResendCount, ...]:
@@ -81,6 +99,49 @@ def queue_next(session: Session, job: Job, resend: Resend, *, most: int = STEP_B
     result = job.result if isinstance(job.result, ResendResult) else ResendResult()
     keep_progress(session, job.job_id, progress, replace(result, queued=summed([*result.queued, *before])))
     return is_last
+
+
+def queue_missing(
+    session: Session,
+    job: Job,
+    destination: str,
+    read: Sequence[ReadBucket],
+    further: Iterable[ResendCount],
+    *,
+    after: tuple[int, ...],
+    now: float,
+) -> None:
+    """Make pending what a destination lacks, and write down how far the repair is.
+
+    What is all there is acknowledged from now on, if it was not before: status and plans then say what is so, and the
+    next repair has nothing to do. A bucket whose state is not what it was when it was read is left alone.
+
+    further: what else was found, to be told with the result.
+    after:   where the repair goes on.
+    """
+    candidates = [
+        Candidate(*row)
+        for row in session.rows(
+            "candidates", bucket_ids=_json([each.bucket_id for each in read]), destinations=_json([destination])
+        )
+    ]
+    states = {each.bucket_id: each.state for each in candidates}
+    read = [each for each in read if states.get(each.bucket_id) == each.state]
+    parts = {each.bucket_id: each.missing for each in read if each.missing}
+    send_again(session, job.job_id, parts, [destination], parts=parts, was_read_back=True)
+    proven = {each.bucket_id for each in read if each.is_there and each.state != "acknowledged"}
+    pairs = _json([(each.bucket_id, each.destination_id) for each in candidates if each.bucket_id in proven])
+    session.change("record_read_back", pairs=pairs, now=int(now), reason="read back: all of its samples are there")
+    session.change("forget_refusals", pairs=pairs)
+    session.change("forget_parts", pairs=pairs)
+    queued = [ResendCount(destination, each.state, 1, len(each.missing) // 4) for each in read if each.missing]
+    there = [ResendCount(destination, "already there", int(each.is_there), each.there) for each in read if each.there]
+    done = job.progress.done + len(read)
+    result = job.result if isinstance(job.result, ResendResult) else ResendResult()
+    result = replace(
+        result, queued=summed([*result.queued, *queued]), read_back=summed([*result.read_back, *there, *further])
+    )
+    keep_progress(session, job.job_id, Progress(done, max(done, job.progress.total), after), result)
 
 
 def _next_buckets(
@@ -129,10 +190,14 @@ def send_again(
     destinations: Sequence[str],
     *,
     parts: Mapping[int, bytes] | None = None,
+    was_read_back: bool = False,
 ) -> tuple[ResendCount, ...]:
     """Make buckets pending at these destinations, all where none is named; tell the states that they were in.
 
-    parts: by bucket, the series (packed) that are sent where the destination has the rest. What it refused goes along.
+    parts:         by bucket, the series (packed) that are sent where the destination has the rest. What it refused goes
+                   along.
+    was_read_back: the destination has shown that it has the rest: what it refused goes along only as a part, and that
+                   holds for what it never acknowledged, too.
     """
     candidates = [
         Candidate(*row)
@@ -144,10 +209,10 @@ def send_again(
         narrowed = {
             (each.bucket_id, each.destination_id): parts[each.bucket_id]
             for each in candidates
-            if each.state in _HAS_SOME
+            if was_read_back or each.state in _HAS_SOME
         }
         for bucket_id, destination_id, series_ids in session.rows("refused_of", pairs=pairs):
-            if (bucket_id, destination_id) in narrowed:
+            if (bucket_id, destination_id) in narrowed and not was_read_back:
                 narrowed[bucket_id, destination_id] += series_ids
     session.change("enqueue_again", pairs=pairs, job_id=job_id)
     session.change("forget_refusals", pairs=pairs)

@@ -12,6 +12,7 @@ from worker.remote_write.halve import alone, halves, newest, spread
 from worker.remote_write.outgoing import Outbox, Outgoing
 from worker.remote_write.protocol import Protocol
 from worker.remote_write.read_back import Found, Labels, ReadBack, Selector, query_url
+from worker.remote_write.relabel import Relabelled, Unsendable
 from worker.remote_write.split import split_batch
 from worker.remote_write.verdict import Accepted, Fate, Later, Refused, Verdict
 
@@ -26,8 +27,10 @@ __all__ = [
     "Protocol",
     "ReadBack",
     "Refused",
+    "Relabelled",
     "RemoteWriteClient",
     "Selector",
+    "Unsendable",
     "Verdict",
     "alone",
     "compress",

@@ -5,12 +5,12 @@ the batch is sent, dropped by a rule, or named as one that cannot be sent. Pure.
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from worker.buckets import Batch, StoredBucket
 from worker.config import DestinationSettings
-from worker.remote_write.relabel import Relabeler, SeriesMap, Unsendable
+from worker.remote_write.relabel import Relabeler, Relabelled, SeriesMap, Unsendable
 
 _TWICE = "write_relabel_configs and external_labels give it the same labels as another series of the same time has"
 
@@ -36,6 +36,10 @@ class Outbox:
         rewrites = destination.external_labels or destination.write_relabel_configs
         relabeler = Relabeler(destination.external_labels, destination.write_relabel_configs)
         self._names = SeriesMap(relabeler) if rewrites else None
+
+    def names(self, series: Mapping[int, bytes]) -> Mapping[int, Relabelled]:
+        """What becomes of these series, given as label blocks by series id."""
+        return series if self._names is None else self._names.look_up(series)
 
     def outgoing(self, batch: Batch) -> Outgoing:
         """What is to be sent of a batch."""

@@ -20,6 +20,7 @@ from worker.observe import get_logger
 from worker.repair.backfill import Backfiller
 from worker.repair.resend import Resender
 from worker.repair.step import Carrier, Step
+from worker.repair.verify import Verifier
 
 LOOP = "repair"
 
@@ -31,7 +32,17 @@ STEP_SECONDS = 0.1
 
 log = get_logger()
 
-__all__ = ["INTERVAL_SECONDS", "LOOP", "STEP_SECONDS", "Backfiller", "Carrier", "Repairer", "Resender", "Step"]
+__all__ = [
+    "INTERVAL_SECONDS",
+    "LOOP",
+    "STEP_SECONDS",
+    "Backfiller",
+    "Carrier",
+    "Repairer",
+    "Resender",
+    "Step",
+    "Verifier",
+]
 
 
 class Repairer:

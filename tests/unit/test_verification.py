@@ -1,0 +1,196 @@
+"""A walk through what was captured, with a receiver that says what a test wants."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.clocks import JumpingClock
+from tests.unit.ledger.fleet import HOUR, NOW, T0, acknowledge_all, blocks, bucket, scope, true_value
+from worker.comparison import ExtraSample
+from worker.config import DestinationSettings
+from worker.findings import with_looked
+from worker.health import Health
+from worker.ledger import (
+    Arguments,
+    Job,
+    Ledger,
+    NotRead,
+    Resend,
+    ResendCount,
+    ResendResult,
+    Undelivered,
+    Verify,
+    VerifyCount,
+    VerifyResult,
+    ask,
+    ask_to_cancel,
+    capture,
+    job,
+    record_scopes,
+    register_destinations,
+)
+from worker.remote_write import Fate, Found, Labels, Later, ReadBack, Selector
+from worker.repair import LOOP, Repairer, Resender, Verifier
+from worker.series import parse_label_block
+from worker.verification import Looked, Verification
+
+EVERYTHING = Verify(T0, T0 + 9 * HOUR)
+HOURS = 4
+
+
+def stored(hours: range = range(HOURS)) -> dict[Labels, list[tuple[int, float]]]:
+    return {
+        frozenset(parse_label_block(block).items()): [
+            (at, true_value(block, at)) for at in ((T0 + hour * HOUR) * 1000 for hour in hours)
+        ]
+        for block in blocks(1, 3)
+    }
+
+
+class Scene:
+    def __init__(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = JumpingClock(NOW)
+        self.ledger = ledger
+        self.answers: list[Callable[[], Found | Later]] = []
+        self.asked: list[tuple[Selector, int, int]] = []
+        monkeypatch.setattr(ReadBack, "read", self.read)
+        urls = {"prom": "http://prom/api/v1/write", "thanos": "http://thanos/api/v1/receive"}
+        settings = [DestinationSettings(name=name, url=url) for name, url in urls.items()]
+        self.verification = Verification(settings, ledger=ledger, clock=self.clock)
+        health = Health(self.clock)
+        health.expect(LOOP, allowance_seconds=9, liveness_seconds=9)
+        self.repairer = Repairer(
+            ledger=ledger,
+            clock=self.clock,
+            health=health,
+            carriers={
+                Verify: Verifier(self.verification, ledger=ledger, clock=self.clock),
+                Resend: Resender(ledger=ledger, clock=self.clock, verification=self.verification),
+            },
+        )
+
+    async def read(self, selector: Selector, first_ms: int, last_ms: int) -> Found | Later:
+        self.asked.append((selector, first_ms, last_ms))
+        return self.answers.pop(0)() if len(self.answers) > 1 else self.answers[0]()
+
+    async def carried_out(self, arguments: Arguments) -> Job:
+        number = await self.ledger.write(ask, arguments, reason="", asked_by="", now=NOW)
+        while (found := await self.ledger.read(job, number)) and found.is_open:
+            await self.repairer.step_all()
+        assert found is not None
+        return found
+
+    async def verified(self, wanted: Verify = EVERYTHING) -> VerifyResult:
+        result = (await self.carried_out(wanted)).result
+        assert isinstance(result, VerifyResult)
+        return result
+
+
+@pytest.fixture
+async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+    """Four acknowledged windows of one zone."""
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    await ledger.write(record_scopes, [scope(1)], NOW)
+    await ledger.write(register_destinations, {"prom": False}, replay_since=0, now=NOW)
+    await ledger.write(capture, [bucket(1, hour) for hour in range(HOURS)], NOW)
+    await acknowledge_all(ledger)
+    made = Scene(ledger, monkeypatch)
+    yield made
+    await made.verification.aclose()
+    await ledger.close()
+
+
+async def test_what_is_asked_for_is_the_zone_and_its_time_and_no_more(scene: Scene) -> None:
+    scene.answers = [lambda: Found(stored())]
+
+    result = await scene.verified()
+
+    zone = dict(next(iter(stored())))["zone_id"]
+    selector = Selector(("cloudflare_zone_requests",), {"zone_id": (zone,)})
+    assert scene.asked == [(selector, T0 * 1000, (T0 + 3 * HOUR) * 1000)]
+    assert result.totals == (VerifyCount("prom", equal=12),)
+    assert result.is_good
+
+
+async def test_what_is_shown_late_is_waited_for(scene: Scene) -> None:
+    scene.answers = [lambda: Found({}), lambda: Found(stored(range(2))), lambda: Found(stored())]
+    assert (await scene.verified()).is_good
+    assert scene.clock.slept == [5.0, 5.0]
+
+
+async def test_what_is_not_shown_half_a_minute_after_it_was_acknowledged_is_missing(scene: Scene) -> None:
+    scene.answers = [lambda: Found(stored(range(3)))]
+
+    result = await scene.verified()
+
+    assert result.totals == (VerifyCount("prom", equal=9, missing=3),)
+    assert not result.is_good
+    assert sum(scene.clock.slept) == 30
+    assert {each.timestamp_ms for each in result.examples} == {(T0 + 3 * HOUR) * 1000}
+    (count,) = result.unequal
+    assert (count.metric, count.zone, count.missing) == ("cloudflare_zone_requests", "zone-1.example", 3)
+
+
+async def test_a_receiver_that_fails_for_a_while_is_asked_again(scene: Scene) -> None:
+    busy = Later("busy", Fate.RATE_LIMITED, 429, 7.0)
+    scene.answers = [lambda: Later("down"), lambda: busy, lambda: Found(stored())]
+    assert (await scene.verified()).is_good
+    assert scene.clock.slept == [1.0, 7.0]
+
+
+@pytest.mark.parametrize(("fate", "attempts"), [(Fate.RETRY, 5), (Fate.PARK, 1)])
+async def test_one_that_cannot_be_read_is_never_taken_for_empty(scene: Scene, fate: Fate, attempts: int) -> None:
+    scene.answers = [lambda: Later("out of order", fate, 503)]
+    await scene.ledger.write(register_destinations, {"prom": False, "thanos": False}, replay_since=0, now=NOW)
+
+    result = await scene.verified()
+
+    assert result.totals == ()
+    assert len(scene.asked) == attempts
+    assert result.not_read[0] == NotRead("prom", "out of order")
+    assert result.not_read[1].destination == "thanos"
+    assert "query_url: is required" in result.not_read[1].reason
+    assert not result.is_good
+    healing = (await scene.carried_out(Resend(T0, T0 + HOUR, destinations=("prom",), only_missing=True))).result
+    assert isinstance(healing, ResendResult)
+    assert healing.outcome == (ResendCount("prom", "not read back", 0, 0),)
+    assert healing.reasons == (Undelivered("prom", "not read back", 0, int(scene.clock.now()), 503, "out of order"),)
+
+
+async def test_a_large_walk_goes_on_where_the_record_says(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.remote_write.read_back._MOST_SAMPLES", 5)
+    scene.answers = [lambda: Found(stored())]
+    number = await scene.ledger.write(ask, EVERYTHING, reason="", asked_by="", now=NOW, total=4)
+    for done in (1, 2):
+        await scene.repairer.step_all()
+        found = await scene.ledger.read(job, number)
+        assert found is not None
+        assert (found.progress.done, found.progress.total) == (done, 4)
+    await scene.ledger.write(ask_to_cancel, number, NOW)
+    await scene.repairer.step_all()
+    found = await scene.ledger.read(job, number)
+    assert found is not None
+    assert found.state == "cancelled"
+    assert isinstance(found.result, VerifyResult)
+    assert found.result.totals[0].equal == 6
+    assert [at for _, at, _ in scene.asked] == [T0 * 1000, (T0 + HOUR) * 1000]
+
+
+async def test_a_metric_that_is_not_picked_is_not_looked_at(scene: Scene) -> None:
+    scene.answers = [lambda: Found(stored())]
+    assert (await scene.verified(Verify(T0, T0 + 9 * HOUR, metrics=("cloudflare_other",)))).totals == (
+        VerifyCount("prom"),
+    )
+    assert scene.asked == []
+
+
+async def test_a_result_has_a_bound_whatever_was_found() -> None:
+    result = VerifyResult()
+    labels = [frozenset({"__name__": f"metric_{number}", "zone": "z"}.items()) for number in range(1000)]
+    seen = Looked((), tuple(ExtraSample(each, 0, 1.0) for each in labels), (), 0, {}, {})
+    for _ in range(2):
+        result = with_looked(result, "prom", seen)
+    assert result.totals == (VerifyCount("prom", extra=2000),)
+    assert (len(result.unequal), len(result.examples)) == (200, 20)
+    assert result.unlisted >= 800

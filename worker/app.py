@@ -297,6 +297,11 @@ class Worker:
         while await self._step_repairs(stopping):
             await _cut_off(self._drain(stopping), stopping, grace_seconds=STOP_SECONDS)
 
+    async def read_back_once(self, stopping: asyncio.Event) -> None:
+        """Carry out the repairs that were asked for, as far as that takes no delivery; nothing is pushed."""
+        while await self._step_repairs(stopping):
+            pass
+
     async def _step_repairs(self, stopping: asyncio.Event) -> bool:
         """One step of every repair; whether any of them went on."""
         return bool(await _cut_off(self.repairer.step_all(), stopping, grace_seconds=0)) and not stopping.is_set()

@@ -35,6 +35,7 @@ from worker.ledger import (
     ResendCount,
     ResendResult,
     Undelivered,
+    Verify,
     ask,
     ask_to_cancel,
     job,
@@ -76,15 +77,18 @@ def carry_out(
     """Have a repair carried out by whoever holds the ledger; how it stands when that is done, or Ctrl-C came.
 
     total: how many buckets or windows it is about.
+
+    Where this command does it itself, it also pushes what waits, unless the repair is one that only reads.
     """
     why = for_the_journal(reason or shlex.join(["cfrw", *sys.argv[1:]]), redactor)
     put_on_record = partial(
         ask, arguments=arguments, reason=why, asked_by=asked_by(), now=SystemClock().now(), total=total
     )
-    return asyncio.run(_carry_out(settings, put_on_record, cancels=on_interrupt == "cancel"))
+    only_reads = isinstance(arguments, Verify)
+    return asyncio.run(_carry_out(settings, put_on_record, cancels=on_interrupt == "cancel", only_reads=only_reads))
 
 
-async def _carry_out(settings: Settings, put_on_record: Callable[..., int], *, cancels: bool) -> Job:
+async def _carry_out(settings: Settings, put_on_record: Callable[..., int], *, cancels: bool, only_reads: bool) -> Job:
     stopping = asyncio.Event()
     with stop_on_signals(stopping):
         try:
@@ -94,7 +98,8 @@ async def _carry_out(settings: Settings, put_on_record: Callable[..., int], *, c
         async with worker:
             number = await worker.ledger.write(put_on_record)
             with _Display(number) as display:
-                working = asyncio.create_task(worker.push_once(stopping))
+                once = worker.read_back_once if only_reads else worker.push_once
+                working = asyncio.create_task(once(stopping))
                 while not working.done():
                     display.show(await _found(worker.ledger, number))
                     await asyncio.wait([working], timeout=_FOLLOW_SECONDS)

@@ -380,7 +380,10 @@ class DestinationSettings(Section):
     """
 
     query_url: Annotated[Url | None, Field(repr=False)] = None
-    """Base URL of the receiver's query API, for reading back what was pushed."""
+    """Base URL of the receiver's query API, for reading back what was pushed: what stands in front of `/api/v1/query`.
+
+    Where it is left out it follows from `url`, if that leaves no doubt.
+    """
 
     @classmethod
     def wrong_together(cls, given: Mapping[str, object]) -> Iterator[tuple[str, str]]:

@@ -29,6 +29,7 @@ from starlette.responses import Response
 
 from tests.reports import DATASET, DENIED, DESTINATION, NOW, REFUSAL, REPORT, SCOPE
 from tests.truth import SAME, difference, expected_content
+from worker import verification
 from worker.cli import main
 from worker.cli.options import secrets_in
 from worker.cli.status import is_complete, print_status
@@ -38,6 +39,7 @@ from worker.config import CloudflareSettings, Settings, TokenSettings, load_sett
 from worker.errors import UsageError
 from worker.ledger import Ledger, ScopeReport, present_scopes, record_scopes, scope_reports
 from worker.observe import Redactor
+from worker.remote_write import Found, ReadBack, Selector
 from worker.remote_write.receiver import Failure, MemoryReceiver
 from worker.simulator.api import ACCEPTED_BEARER, SimulatedApi
 from worker.simulator.faults import HttpStatus
@@ -198,7 +200,7 @@ def config_file(folder: Path, scene: Scene, **destination: object) -> Path:
 
 # --------------------------------------------------------------------------------------------------- help and usage
 
-COMMANDS = ("run", "check", "datasets", "status", "resend", "backfill", "gaps", "journal", "simulate", "demo")
+COMMANDS = ("run", "check", "datasets", "status", "resend", "backfill", "verify", "gaps", "journal", "simulate", "demo")
 
 
 def test_without_a_command_the_help_is_shown() -> None:
@@ -227,6 +229,7 @@ def test_the_version_is_told() -> None:
         (["fly"], "No such command 'fly'"),
         (["run", "--fast"], "--fast"),
         (["resend"], "Missing option '--since'"),
+        (["verify"], "Missing option '--since'"),
         (["--config", "x.yaml", "run"], "--config goes behind the command: cfrw run --config x.yaml"),
         (["--resend-since", "3h", "status"], "--resend-since is a command by itself"),
         (["simulate", "--zones", "0"], "Invalid value for '--zones'"),
@@ -249,6 +252,7 @@ def test_wrong_usage_is_told_with_exit_code_2(arguments: list[str], told: str) -
         ["status", "--json"],
         ["resend", "--since", "1h"],
         ["--resend-since", "1h"],
+        ["verify", "--since", "1h"],
         ["check", "--config-only"],
     ],
 )
@@ -657,9 +661,10 @@ def test_what_cannot_be_sent_again_is_told_with_exit_code_2_and_not_put_on_recor
     arguments: list[str], told: str, scene: Scene
 ) -> None:
     scene.collected()
-    result = scene.cfrw("resend", *arguments)
-    assert result.exit_code == 2
-    assert told in result.stderr
+    for command in ("resend", "verify"):
+        result = scene.cfrw(command, *arguments)
+        assert result.exit_code == 2
+        assert told in result.stderr
     assert scene.journal() == []
 
 
@@ -700,6 +705,82 @@ def test_without_a_ledger_there_is_nothing_to_send_again(scene: Scene) -> None:
     assert result.exit_code == 5
     assert "there is no ledger" in result.stderr
     assert not scene.ledger.exists()
+
+
+@pytest.fixture
+def can_be_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The receiver tells what it has stored, as far as it is asked for."""
+
+    async def read(_: ReadBack, selector: Selector, first_ms: int, last_ms: int) -> Found:
+        return Found(
+            {
+                frozenset(labels): [sample for sample in samples.items() if first_ms <= sample[0] <= last_ms]
+                for labels, samples in world.receiver.samples.items()
+                if dict(labels)["__name__"] in selector.metrics
+                and dict(labels)["zone_id"] in selector.labels["zone_id"]
+            }
+        )
+
+    monkeypatch.setattr(ReadBack, "read", read)
+    monkeypatch.setattr(verification, "_SETTLE_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("can_be_read")
+def test_verify_tells_what_was_lost_and_sends_it_again_when_asked_to(scene: Scene) -> None:
+    scene.collected()
+    stored = scene.world.receiver.samples
+    samples = sum(map(len, stored.values()))
+    plan = scene.cfrw("verify", "--since", "10h", "--dry-run").stdout
+    assert f"would be read back from {scene.world.write_url.removesuffix('/api/v1/write')}" in plan
+    assert scene.journal() == []
+    assert scene.cfrw("verify", "--since", "10h").exit_code == 0
+
+    labels, lost = next((labels, samples) for labels, samples in stored.items() if len(samples) > 1)
+    moment, value = lost.popitem()
+    result = scene.cfrw("verify", "--since", "10h")
+    assert result.exit_code == 3
+    assert f"ledger {value!r}, not there" in result.stdout
+    assert dict(labels)["zone"] in result.stdout
+    assert result.stdout in scene.cfrw("journal", "2").stdout
+    assert moment not in lost
+
+    healed = scene.cfrw("verify", "--since", "10h", "--repair", "--json")
+    assert healed.exit_code == 0
+    found, repair = json.loads(healed.stdout)
+    assert found["result"]["totals"][0]["missing"] == 1
+    assert [(count["state"], count["samples"]) for count in repair["result"]["outcome"]] == [
+        ("acknowledged", 1),
+        ("already there", samples - 1),
+    ]
+    assert lost[moment] == value
+
+    again = scene.cfrw("verify", "--since", "10h", "--repair")
+    assert again.exit_code == 0
+    assert scene.world.receiver.repeated_samples == 0
+    only_missing = scene.cfrw("resend", "--since", "10h", "--only-missing")
+    assert only_missing.exit_code == 0
+    assert "already there" in only_missing.stdout
+    assert scene.world.receiver.repeated_samples == 0
+    # Two reads, one of them healed, another read that found nothing to heal, and a resend of its own.
+    is_resend = ["only_missing" in entry["arguments"] for entry in scene.journal()]
+    assert is_resend == [False, False, False, True, False, True]
+
+
+def test_what_cannot_be_read_is_not_called_lost(scene: Scene, tmp_path: Path) -> None:
+    scene.collected()
+    result = scene.cfrw("verify", "--since", "10h")
+    assert result.exit_code == 3
+    assert "was not read to the end: HTTP 404" in result.stdout
+    assert "check query_url" in result.stdout
+    elsewhere = config_file(tmp_path, scene)
+    url = "http://127.0.0.1:1/api/v1/receive?key=canary"
+    elsewhere.write_text(elsewhere.read_text().replace(scene.world.write_url, url))
+    scene.environment = dict.fromkeys(scene.environment)
+    for arguments in (["verify", "--since", "10h"], ["resend", "--since", "10h", "--only-missing"]):
+        result = scene.cfrw(*arguments, "--config", str(elsewhere))
+        assert result.exit_code == 2
+        assert "query_url: is required to read back" in result.stderr
+        assert "canary" not in result.stderr
 
 
 def test_a_user_without_a_name_is_on_record_by_number(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -887,6 +968,7 @@ def test_no_secret_comes_out_of_any_command_at_debug_or_stands_in_the_ledger(
         ["resend", "--since", "10h", "--reason", f"with {CANARIES['header']}"],
         ["resend", "--since", "later"],
         ["--resend-since", "3h"],
+        ["verify", "--since", "10h"],
     ):
         said += scene.cfrw(*arguments, "--config", str(file)).output
     kept = b"".join(path.read_bytes() for path in tmp_path.glob("ledger.db*"))

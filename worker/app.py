@@ -1,12 +1,12 @@
 """The worker as a whole: what is made, in which order it runs, and in which order it stops.
 
 `Worker` puts the parts together; nothing else knows more than its own neighbours. For each API token
-collection, facts and the measuring of drift, one pusher per destination, upkeep, repairs and the HTTP side run beside
-each other and meet in the ledger.
+collection, facts and the measuring of drift, one pusher per destination, upkeep, repairs, continuous verification and
+the HTTP side run beside each other and meet in the ledger.
 
-Stopping: collection, facts, drift, upkeep and repairs are cut off where they are, since what they have not committed
-they do again; pushers finish the request that is under way and record its outcome; then the ledger is checkpointed and
-closed.
+Stopping: collection, facts, drift, verification, upkeep and repairs are cut off where they are, since what they have
+not committed they do again; pushers finish the request that is under way and record its outcome; then the ledger is
+checkpointed and closed.
 """
 
 import asyncio
@@ -50,6 +50,8 @@ from worker.series import MetricMetadata
 from worker.serve import Server, create_app
 from worker.status import ApiBudget, CloudflareStatus, StatusReport
 from worker.verification import Verification
+from worker.verify import LOOP as VERIFY
+from worker.verify import ContinuousVerification
 
 # A pusher may take this long to finish its request after SIGTERM; with the checkpoint behind it the whole stop stays
 # under 10 s, a third of the 30 s that Kubernetes grants by default.
@@ -191,6 +193,13 @@ class Worker:
             metrics=self.metrics,
         )
         self.verification = Verification(settings.destinations, ledger=self.ledger, clock=clock)
+        self.continuous_verification = ContinuousVerification(
+            self.verification,
+            tuple(destination.name for destination in settings.destinations),
+            hours=settings.cloudflare.verify_hours,
+            clock=clock,
+            metrics=self.metrics,
+        )
         self.repairer = Repairer(
             ledger=self.ledger,
             clock=clock,
@@ -236,8 +245,9 @@ class Worker:
     def _closing(self) -> contextlib.AsyncExitStack:
         """What closes everything when it is left, the ledger last and whatever the others raise."""
         stack = contextlib.AsyncExitStack()
-        clients = [*self.apis.values(), self.verification, *self.senders]
-        for close in (self.ledger.close, *(client.aclose for client in clients)):
+        apis = (api.aclose for api in self.apis.values())
+        senders = (sender.aclose for sender in self.senders)
+        for close in (self.ledger.close, *apis, self.verification.aclose, *senders):
             stack.push_async_callback(close)
         return stack
 
@@ -262,6 +272,8 @@ class Worker:
                     group.create_task(self.maintainer.run(stopping), name=MAINTAIN),
                     group.create_task(self.repairer.run(stopping), name=REPAIR),
                 ]
+                if self.settings.cloudflare.verify_hours:
+                    cut_off.append(group.create_task(self.continuous_verification.run(stopping), name=VERIFY))
                 group.create_task(server.serve(), name="serve")
                 await stopping.wait()
                 log.info("The worker stops as soon as the requests under way have their answers")

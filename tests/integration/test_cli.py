@@ -133,9 +133,15 @@ async def test_commands_beside_a_running_worker(scene: Scene) -> None:
     assert json.loads(plan.stdout)["counts"][0]["samples"] == samples
     assert scene.receiver.repeated_samples == 0
 
+    verified = await scene.cfrw("verify", "--since", "10h", "--json")
+    assert verified.exit_code == 3
+    assert "asked the running worker (repair 1)" in verified.stderr
+    (not_read,) = json.loads(verified.stdout)["result"]["not_read"]
+    assert "check query_url" in not_read["reason"], "this receiver has no query API"
+
     again = await scene.cfrw("resend", "--since", "10h", "--json")
     assert again.exit_code == 0
-    assert "asked the running worker (repair 1)" in again.stderr
+    assert "asked the running worker (repair 2)" in again.stderr
     (count,) = json.loads(again.stdout)["result"]["outcome"]
     assert (count["state"], count["samples"]) == ("acknowledged", samples)
     assert scene.receiver.repeated_samples == samples

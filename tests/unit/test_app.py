@@ -231,14 +231,16 @@ async def test_a_loop_is_allowed_the_longest_that_it_may_have_to_wait(scene: Sce
 
 
 @pytest.mark.parametrize("percent", [0.0, 1.0])
-async def test_captured_windows_are_read_again_unless_that_is_switched_off(percent: float, scene: Scene) -> None:
-    cloudflare = scene.settings.cloudflare.model_copy(update={"drift_sample_percent": percent})
+async def test_what_measures_runs_as_it_is_switched_on(percent: float, scene: Scene) -> None:
+    more = {"drift_sample_percent": percent, "verify_hours": int(percent)}
+    cloudflare = scene.settings.cloudflare.model_copy(update=more)
     worker = scene.changed(cloudflare=cloudflare).worker()
     async with running(scene, worker) as task:
         await sees(lambda: worker.health.readiness().ok, task)
         tasks = {each.get_name() for each in asyncio.all_tasks()}
         exposition, _ = worker.metrics.exposition("")
     assert ("drift" in tasks, b'cfrw_drift_readings_total{after="900"' in exposition) == (bool(percent), bool(percent))
+    assert ("verify" in tasks, b"cfrw_verify_samples{" in exposition) == (bool(percent), bool(percent))
 
 
 async def test_a_request_for_drift_does_not_show_that_collection_turns(scene: Scene) -> None:

@@ -164,6 +164,13 @@ class CloudflareSettings(TokenSettings):
     A quarter of an hour, longer than Cloudflare usually takes to settle altogether; an hour, and six, for a bad day.
     """
 
+    verify_hours: Annotated[int, whole(0, _YEAR_HOURS, "hours")] = 0
+    """How far back the destinations are read back once an hour and compared with the ledger, in hours; 0 for never.
+
+    Off, since credentials to write with may not be good for reading, and a receiver pays for it: six hours of 1,000
+    zones with 200 series and hourly windows are 1.2 million samples, 120 queries an hour.
+    """
+
     def by_token(self) -> "tuple[CloudflareSettings, ...]":
         """The settings once for each token, as if it were the only one."""
         first = self.model_copy(update={"further_tokens": ()})

@@ -57,6 +57,10 @@ class MetricDescription:
     labels: tuple[str, ...]
 
 
+VERIFY_FINDINGS = ("equal", "missing", "different", "extra", "duplicated", "undelivered")
+"""What reading back may find of a sample."""
+
+
 class Metrics:
     """Every metric of the worker. An attribute is called as its metric is, without `cfrw_`.
 
@@ -326,6 +330,18 @@ class Metrics:
             destination,
         )
 
+        self.verify_samples = self._new(
+            Gauge,
+            "cfrw_verify_samples",
+            "Samples of the last CF_VERIFY_HOURS by what reading back from the destination has found of them.",
+            ("destination", "finding"),
+        )
+        self.verify_last_success_timestamp_seconds = self._new(
+            Gauge,
+            "cfrw_verify_last_success_timestamp_seconds",
+            "When all of the last CF_VERIFY_HOURS was last read back from the destination.",
+            destination,
+        )
         self.ledger_buckets = self._new(
             Gauge,
             "cfrw_ledger_buckets",
@@ -381,6 +397,18 @@ class Metrics:
         newest = max(newest_seconds, self._highest_sent.get(destination, 0.0))
         self._highest_sent[destination] = newest
         self.push_queue_highest_sent_timestamp_seconds.labels(destination).set(newest)
+
+    def start_verify(self, destination: str) -> None:
+        """What this destination has stored will be read back."""
+        self.verify_last_success_timestamp_seconds.labels(destination)
+        for finding in VERIFY_FINDINGS:
+            self.verify_samples.labels(destination, finding)
+
+    def verified(self, destination: str, samples_by_finding: Mapping[str, int]) -> None:
+        """All of it was read back just now, and so many samples were found to be what."""
+        for finding in VERIFY_FINDINGS:
+            self.verify_samples.labels(destination, finding).set(samples_by_finding[finding])
+        self.verify_last_success_timestamp_seconds.labels(destination).set(self._clock.now())
 
     def start_drift(self, dataset: str, *, delay_seconds: int, after_seconds: Iterable[int]) -> None:
         """Windows of this dataset, final after `delay_seconds`, will be read again so long after their capture."""

@@ -70,6 +70,7 @@ def test_a_token_and_a_url_are_enough() -> None:
             rate_limit_type="token",
             drift_sample_percent=1,
             drift_after_seconds=(900, 3600, 21600),
+            verify_hours=0,
         ),
         destinations=(DestinationSettings(name="default", url=URL),),
         ledger=LedgerSettings(path=Path("data/ledger.db"), retention_hours=168, max_bytes=10 * 2**30),

@@ -28,6 +28,8 @@ WRONG = {
     "CfrwUnwritten": ('cfrw_push_unwritten_samples_total{destination="a"}', "0x690 5x30"),
     "CfrwGivenUp": ('cfrw_ledger_buckets{destination="a",state="expired"}', "0x690 1x30"),
     "CfrwDelayTooShort": ('cfrw_drift_recommended_delay_seconds{dataset="http_requests"}', "600x300 1500x420"),
+    "CfrwNotAsInTheLedger": ('cfrw_verify_samples{destination="a",finding="missing"}', "0x690 1x30"),
+    "CfrwNotVerified": ('cfrw_verify_last_success_timestamp_seconds{destination="a"}', "0x720"),
     "CfrwLedgerFillsUp": ("cfrw_ledger_size_bytes", "70x300 81x420"),
 }
 """What makes each alert fire after twelve hours: a series and its numbers, one a minute, as promtool writes them."""
@@ -48,6 +50,10 @@ RIGHT = (
     ('cfrw_ledger_buckets{destination="a",state="refused"}', "1x720"),
     ('cfrw_drift_recommended_delay_seconds{dataset="http_requests"}', "600x720"),
     ('cfrw_drift_current_delay_seconds{dataset="http_requests"}', "600x720"),
+    ('cfrw_verify_samples{destination="a",finding="missing"}', "0x720"),
+    ('cfrw_verify_samples{destination="a",finding="undelivered"}', "7x720"),
+    # Read back an hour ago.
+    ('cfrw_verify_last_success_timestamp_seconds{destination="a"}', "-3600+60x720"),
     ("cfrw_ledger_size_bytes", "79x720"),
     ("cfrw_ledger_max_bytes", "100x720"),
 )

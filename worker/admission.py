@@ -51,27 +51,33 @@ def plan_of(
 
 def admit(plan: Plan, *, token: str = DEFAULT_TOKEN) -> None:
     """Say what it costs; ConfigError with the numbers, and with what would fit, where it is too much in any case."""
-    at_best = replace(plan, nodes_per_query=NODES_PER_QUERY)
+    at_best = best_case(plan)
     if plan.fits:
         log.info(
             "What is collected fits into Cloudflare's quota",
             token=token,
-            requests=_told(plan),
+            requests=told(plan),
             share=round(plan.share, 3),
         )
     elif at_best.fits:
         log.warning(
             "What is collected may not fit into Cloudflare's quota; windows that do not are collected later",
             token=token,
-            requests=_told(plan),
+            requests=told(plan),
             share=round(plan.share, 3),
             share_at_best=round(at_best.share, 3),
         )
     else:
         whom = "" if token == DEFAULT_TOKEN else f" the token {token}"
-        problem = f"cost more requests than Cloudflare allows{whom}: {_told(at_best)}"
+        problem = f"cost more requests than Cloudflare allows{whom}: {told(at_best)}"
         raise ConfigError([Mistake("CF_DATASETS", None, problem)])
 
 
-def _told(plan: Plan) -> str:
+def best_case(plan: Plan) -> Plan:
+    """The same where Cloudflare answers as many datasets in a query as are tried first."""
+    return replace(plan, nodes_per_query=NODES_PER_QUERY)
+
+
+def told(plan: Plan) -> str:
+    """The arithmetic for people; where it does not fit, with what would."""
     return verdict(plan, BUCKET_SECONDS)

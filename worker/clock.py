@@ -6,6 +6,8 @@ or calls `asyncio.sleep`, so a test or the demo can run a day in a second by han
 
 import asyncio
 import time
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 # Cloudflare's time is known to the second, and late by the time that an answer takes.
@@ -54,6 +56,18 @@ class ScaledClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds) / self._speed)
+
+
+def ahead_of(date: str | None, now: float) -> float | None:
+    """How far `now`, unix seconds, is ahead of the `Date` of an answer over HTTP (RFC 9110, 6.6.1), in seconds.
+
+    None where that is not there, or no date.
+    """
+    try:
+        moment = parsedate_to_datetime(date or "")
+        return now - moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def really_ahead(seconds: float | None) -> float:

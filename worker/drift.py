@@ -67,7 +67,7 @@ _BUCKETS_AT_ONCE = 1_000
 _MOST_WAITING = 50_000
 
 # A thousand windows with three readings each: what is advised follows the newest of them.
-_NEWEST_READINGS = 3_000
+NEWEST_READINGS = 3_000
 
 log = get_logger()
 
@@ -231,7 +231,7 @@ class DriftMeter:
     # --- what that means -----------------------------------------------------------------------------------------
 
     async def _advise(self, dataset: Dataset) -> Advice:
-        readings = await self._ledger.read(newest_readings, dataset.name, most=_NEWEST_READINGS)
+        readings = await self._ledger.read(newest_readings, dataset.name, most=NEWEST_READINGS)
         advice = recommended_delay(readings, delay_seconds=self._delay_seconds(dataset), is_sampled=dataset.is_sampled)
         self._metrics.drift_recommended_delay_seconds.labels(dataset.name).set(advice.delay_seconds or 0)
         return advice

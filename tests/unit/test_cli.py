@@ -286,10 +286,46 @@ def test_a_sound_configuration_is_shown_without_its_secrets(scene: Scene) -> Non
     assert shown["CF_REPLAY_HOURS"] == str(REPLAY_HOURS)
 
 
-def test_a_check_of_more_than_the_configuration_does_not_exist_yet(scene: Scene) -> None:
-    result = scene.cfrw("check")
+def test_a_check_looks_at_everything_there_is_and_changes_nothing(scene: Scene) -> None:
+    scene.collected()
+    before, held = scene.content(), dict(scene.world.receiver.samples)
+    result = scene.cfrw("check", "--no-probe")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    sections = ["config", "token", "clock", "zones", "token", "datasets", "API budget", "delay", *["ledger"] * 6]
+    assert [line[9:21].strip() for line in lines[:-1]] == [*sections, "destination", "age window"]
+    assert "takes requests of this worker, in remote write 2.0" in result.stdout
+    assert lines[-1] == "0 failures, 0 warnings"
+    assert (scene.content(), dict(scene.world.receiver.samples)) == (before, held)
+
+
+def test_a_check_sends_samples_of_a_name_of_their_own_and_works_without_a_ledger(scene: Scene) -> None:
+    for _ in range(2):
+        result = scene.cfrw("check", "--json")
+        assert result.exit_code == 0, result.output
+        findings = json.loads(result.stdout)["findings"]
+        assert {finding["state"] for finding in findings} <= {"ok", "skipped"}
+        assert findings[-1]["section"] == "age window"
+    assert not scene.ledger.exists()
+    assert {dict(labels)["__name__"] for labels in scene.world.receiver.samples} == {"cfrw_check_probe"}
+
+
+def test_a_failure_has_an_exit_code_and_what_to_do_and_no_secret_is_told(scene: Scene) -> None:
+    scene.world.receiver.failure = Failure(status=401, text="no")
+    for option in ([], ["--json"]):
+        result = scene.cfrw("check", *option, CF_API_TOKEN="canary-of-another-token")
+        assert result.exit_code == 3
+        assert "Cloudflare refuses it: " in result.stdout
+        assert "the receiver does not accept the credentials" in result.stdout
+        assert "canary-of-another-token" not in result.output
+        assert BEARER not in result.output
+        assert "set CF_API_TOKEN to a token that is active" in result.stdout
+
+
+def test_not_probing_is_no_option_of_what_sends_no_request(scene: Scene) -> None:
+    result = scene.cfrw("check", "--config-only", "--no-probe")
     assert result.exit_code == 2
-    assert "--config-only" in result.stderr
+    assert "--no-probe" in result.stderr
 
 
 # --------------------------------------------------------------------------------------------------- run --once

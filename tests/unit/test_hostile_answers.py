@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from functools import cache
 from urllib.parse import quote, quote_plus
 
 import httpx
@@ -16,8 +15,9 @@ from pydantic import SecretStr
 from tests.clocks import ManualClock
 from tests.unit.cloudflare.fake import TOKEN, FakeCloudflare, error, refusal, zone
 from tests.unit.cloudflare.test_client import OK, answering, client
+from worker.clock import ahead_of
 from worker.cloudflare import ErrorKind, Failed, shipped
-from worker.cloudflare.client import Answer, CloudflareClient, Refused
+from worker.cloudflare.client import Answer, Refused
 from worker.cloudflare.errors import classify
 from worker.config import BasicAuth, DestinationSettings, Message
 from worker.remote_write.auth import SecretMask
@@ -56,15 +56,9 @@ def test_no_retry_after_of_cloudflare_s_is_more_than_a_value(date: str, retry_af
     assert 0 <= (failure.retry_after_seconds or 0) <= 3600
 
 
-@cache
-def a_client() -> CloudflareClient:
-    """One for many dates: to make one takes longer than to read a hundred."""
-    return client(answering(httpx.Response(200)))
-
-
 @given(st.text(alphabet="0123456789-+:, JanMonGMT.", max_size=60), st.text(max_size=40))
 def test_no_header_of_cloudflare_s_is_more_than_a_value(date: str, retry_after: str) -> None:
-    a_client()._note_date(date)
+    ahead_of(date, 1_750_000_000.0)
     headers = {"date": date, "retry-after": retry_after}
     assert classify(503, headers, b"")[0].kind is ErrorKind.SERVER
 
@@ -112,9 +106,8 @@ async def test_a_bound_with_absurd_numbers_fails_the_zone_and_not_the_worker(mes
 
 
 def test_a_date_that_can_be_read_is_still_read() -> None:
-    made = client(answering(httpx.Response(200)), clock=ManualClock(1_750_000_000))
-    made._note_date(format_datetime(datetime.fromtimestamp(1_749_999_000, UTC), usegmt=True))
-    assert made.ahead_seconds == 1000
+    date = format_datetime(datetime.fromtimestamp(1_749_999_000, UTC), usegmt=True)
+    assert ahead_of(date, 1_750_000_000.0) == 1000
 
 
 # ------------------------------------------------------------------------------------------ secrets that come back

@@ -3,8 +3,8 @@
 Owns the names of commands and options, the exit codes, and how results look on a terminal. Decides nothing else.
 
 Exit codes: 0 done; 1 unexpected failure; 2 bad usage or configuration; 3 done, but something is still pending, refused
-or missing; 4 another worker holds the ledger; 5 the ledger is damaged or its volume is unusable. Where Ctrl-C cuts a
-command off that has nothing to finish, it is 130, as shells have it.
+or missing, or a check found a failure; 4 another worker holds the ledger; 5 the ledger is damaged or its volume is
+unusable. Where Ctrl-C cuts a command off that has nothing to finish, it is 130, as shells have it.
 """
 
 from pathlib import Path

@@ -12,15 +12,13 @@ import ssl
 import zlib
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import Any, assert_never
 
 import certifi
 import httpx
 
 from worker import __version__
-from worker.clock import Clock
+from worker.clock import Clock, ahead_of
 from worker.cloudflare.errors import ApiFailure, ErrorKind, classify, one_line
 from worker.cloudflare.quota import Api, Lease, Paused, Priority, Quota, RateLimitType
 from worker.errors import UsageError
@@ -210,7 +208,9 @@ class CloudflareClient:
                 asyncio.timeout(self._deadline_seconds),
                 self._http.stream(method, self._base + path, **request) as response,
             ):
-                self._note_date(response.headers.get("date"))
+                # An answer without a date that can be read changes nothing.
+                ahead_seconds = ahead_of(response.headers.get("date"), self._clock.now())
+                self.ahead_seconds = self.ahead_seconds if ahead_seconds is None else ahead_seconds
                 body = await self._read(response)
         except TimeoutError:
             return _failed(ErrorKind.NETWORK, f"no complete answer within {self._deadline_seconds:g} s")
@@ -228,15 +228,6 @@ class CloudflareClient:
             return Answer(body)
         # Before messages are made of it: they are cut, and a part of the token would be left at their end.
         return Refused(classify(response.status_code, response.headers, self._auth.redacted_json(body)))
-
-    def _note_date(self, date: str | None) -> None:
-        """Compare the clocks; an answer without a date that can be read (RFC 9110, 6.6.1) changes nothing."""
-        try:
-            moment = parsedate_to_datetime(date or "")
-            seconds = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
-        except (ValueError, OverflowError):
-            return
-        self.ahead_seconds = self._clock.now() - seconds
 
     async def _read(self, response: httpx.Response) -> bytes | ApiFailure:
         """The body, unpacked, as long as it stays within the bound; httpx's own decoder has none."""

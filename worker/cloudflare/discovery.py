@@ -32,10 +32,14 @@ class Unmatched:
 
 @dataclass(frozen=True, slots=True)
 class ZoneList:
-    """The zones to collect, by name, and the settings that fit none."""
+    """The zones to collect, by name, and the settings that fit none.
+
+    seen: how many the token can read, of the accounts that the settings name or of all.
+    """
 
     zones: tuple[Zone, ...]
     unmatched: tuple[Unmatched, ...] = ()
+    seen: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +229,7 @@ def _selected(
         *_unmatched("CF_ZONES", wanted, zone_names),
         *_unmatched("CF_EXCLUDE_ZONES", excluded, zone_names),
     )
-    return ZoneList(chosen, unmatched)
+    return ZoneList(chosen, unmatched, len(owned))
 
 
 def selects(

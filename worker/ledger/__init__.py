@@ -100,7 +100,7 @@ from worker.ledger.resend import (
     stamped_before,
     summed,
 )
-from worker.ledger.retention import Room, prove_writable, prune, room
+from worker.ledger.retention import Room, covered, prove_writable, prune, room
 from worker.ledger.scopes import (
     Denial,
     Scope,
@@ -114,6 +114,7 @@ from worker.ledger.scopes import (
     record_scopes,
     scopes_of_tokens,
 )
+from worker.ledger.volume import Volume, commit_seconds, volume_of
 
 __all__ = [
     "ONE_LANE",
@@ -162,6 +163,7 @@ __all__ = [
     "VerifyCount",
     "VerifyExample",
     "VerifyResult",
+    "Volume",
     "acknowledge",
     "added",
     "ask",
@@ -171,6 +173,8 @@ __all__ = [
     "capture_for",
     "captured_samples",
     "chosen_after",
+    "commit_seconds",
+    "covered",
     "delivery_counts",
     "denials",
     "denied_counts",
@@ -225,4 +229,5 @@ __all__ = [
     "still_pending",
     "summed",
     "undelivered",
+    "volume_of",
 ]

@@ -59,7 +59,7 @@ _SIGNS_OF_DAMAGE = (
 )
 
 # Locks and shared memory of these do not do what SQLite's WAL mode needs.
-_NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs", "fuse.glusterfs"})
+NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs", "fuse.glusterfs"})
 
 
 class LedgerLock:
@@ -96,7 +96,7 @@ class LedgerLock:
 def open_to_write(path: Path, mounts: str) -> apsw.Connection:
     """The connection of the lock's holder: the file is made or migrated, its settings are checked."""
     file_system = file_system_of(path, mounts)
-    if file_system in _NETWORK_FILE_SYSTEMS:
+    if file_system in NETWORK_FILE_SYSTEMS:
         message = f"{path} is on a network file system ({file_system}); put the ledger on a local volume"
         raise LedgerUnusableError(message)
     with _opened(path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE) as connection:

@@ -590,6 +590,9 @@ SELECT dataset.name, count(*)
 FROM drift CROSS JOIN bucket ON bucket.id = drift.bucket_id CROSS JOIN dataset ON dataset.id = bucket.dataset_id
 GROUP BY dataset.id
 
+-- name: covered
+SELECT (SELECT min(start) FROM bucket), (SELECT max(start) FROM bucket)
+
 -- name: newest_bucket
 SELECT max(id) FROM bucket
 

@@ -44,6 +44,12 @@ def room(session: Session) -> Room:
     return Room(used_bytes=(pages - free_pages) * page_bytes, file_bytes=pages * page_bytes)
 
 
+def covered(session: Session) -> tuple[int, int] | None:
+    """The starts of the oldest and of the newest captured window, unix seconds; None without any."""
+    ((oldest, newest),) = session.rows("covered")
+    return None if oldest is None else (oldest, newest)
+
+
 def prove_writable(session: Session) -> None:
     """Do nothing, in a transaction that has to write: raises where the ledger cannot be written."""
     session.change("prove_writable")

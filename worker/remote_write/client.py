@@ -4,7 +4,7 @@ Owns what goes out: the headers of each version of remote write. Promises a verd
 other side does, in bounded time and memory, with no secret in it.
 """
 
-from worker.clock import Clock
+from worker.clock import Clock, ahead_of
 from worker.config import DestinationSettings, Message
 from worker.remote_write.endpoint import Endpoint, usable_url
 from worker.remote_write.verdict import MAX_TEXT_CHARACTERS, Later, Verdict, judge
@@ -38,6 +38,8 @@ class RemoteWriteClient(Endpoint):
     def __init__(self, settings: DestinationSettings, clock: Clock) -> None:
         url = usable_url(settings.url, f"remote_write {settings.name}: url", settings.shown_url)
         super().__init__(settings, clock, url=url, body_bytes=_BODY_BYTES)
+        self.ahead_seconds: float | None = None
+        """How far this machine's clock is ahead of the receiver's; None where its last answer does not tell."""
 
     async def send(self, body: bytes, attempt: int, message: Message = Message.V1) -> Verdict:
         """Send one compressed request and tell what its receiver makes of it.
@@ -52,6 +54,7 @@ class RemoteWriteClient(Endpoint):
         reply = await self._post(body, headers)
         if isinstance(reply, Later):
             return reply
+        self.ahead_seconds = ahead_of(reply.answer.headers.get("date"), self._clock.now())
         queue = self._settings.queue
         return judge(
             reply.answer.status,

@@ -18,6 +18,7 @@ GROWING = {"bucket", "delivery", "series", "hole", "refusal", "reading", "part"}
 # Which statements an index is there for.
 PURPOSE = {
     "bucket_by_start": {
+        "covered",
         "enqueue_ended_since",
         "prune_buckets",
         "resend_plan",

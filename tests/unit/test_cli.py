@@ -47,6 +47,7 @@ from worker.simulator.fleet import Fleet
 from worker.simulator.quota import QuotaLimits
 from worker.simulator.serving import serve
 from worker.status import GivenUp
+from worker.times import instant
 
 HOUR = 3600
 REPLAY_HOURS = 5
@@ -324,6 +325,42 @@ def test_a_failure_has_an_exit_code_and_what_to_do_and_no_secret_is_told(scene: 
         assert "canary-of-another-token" not in result.output
         assert BEARER not in result.output
         assert "set CF_API_TOKEN to a token that is active" in result.stdout
+
+
+def test_the_newest_bucket_is_sent_again_where_that_is_asked_for(scene: Scene) -> None:
+    scene.collected()
+    before = {labels: dict(samples) for labels, samples in scene.world.receiver.samples.items()}
+    result = scene.cfrw("check", "--no-probe", "--repair-test")
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("ok       repair")]
+    newest = max(report.newest_end or 0 for report in scene.reports()) - HOUR
+    assert f"samples of http_requests from {instant(newest)} went out again as repair 1, and were acknowledged" in line
+    assert scene.world.receiver.repeated_samples == int(line.split()[3]) > 0
+    assert scene.world.receiver.samples == before
+    (entry,) = scene.journal()
+    assert (entry["state"], entry["arguments"]["since"]) == ("done", newest)
+
+
+def test_a_repair_that_is_refused_is_a_failure_in_the_receiver_s_words(scene: Scene) -> None:
+    scene.collected()
+    scene.world.receiver.failure = Failure(status=400, text="not again")
+    result = scene.cfrw("check", "--no-probe", "--repair-test")
+    assert result.exit_code == 3
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("failure  repair")]
+    assert "refused: not again" in line
+    assert "`cfrw journal 1`" in line
+    assert BEARER not in result.output
+
+
+@pytest.mark.parametrize(
+    ("failing", "told"), [(None, "it has acknowledged nothing"), (Failure(status=401), "while a destination")]
+)
+def test_a_repair_is_not_tried_without_a_bucket_or_a_receiver(scene: Scene, failing: Failure | None, told: str) -> None:
+    scene.world.receiver.failure = failing
+    result = scene.cfrw("check", "--no-probe", "--repair-test")
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("skipped  repair")]
+    assert told in line
+    assert not scene.ledger.exists()
 
 
 def test_not_probing_is_no_option_of_what_sends_no_request(scene: Scene) -> None:

@@ -19,6 +19,7 @@ from worker.check.cloudflare import look_at_cloudflare
 from worker.check.delay import look_at_delays
 from worker.check.finding import Finding, State, failure, ok, skipped
 from worker.check.memory import Memory, read_memory
+from worker.check.receiver import SECTION as DESTINATION
 from worker.check.receiver import Sender, ages_of, look_at_receiver
 from worker.check.volume import look_at_volume
 from worker.clock import Clock
@@ -27,7 +28,7 @@ from worker.config import Settings
 from worker.datasets import Chosen
 from worker.errors import LedgerError
 
-__all__ = ["Finding", "State", "failure", "look", "ok", "skipped"]
+__all__ = ["DESTINATION", "Finding", "State", "failure", "look", "ok", "skipped"]
 
 
 async def look(

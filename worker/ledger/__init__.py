@@ -90,6 +90,7 @@ from worker.ledger.requests import log_requests, logged_requests
 from worker.ledger.resend import (
     STEP_BUCKETS,
     ReadBucket,
+    newest_acknowledged,
     not_delivered,
     pending_of_job,
     plan_resend,
@@ -194,6 +195,7 @@ __all__ = [
     "log_requests",
     "logged_requests",
     "missing_windows",
+    "newest_acknowledged",
     "newest_captured",
     "newest_readings",
     "newest_timestamps",

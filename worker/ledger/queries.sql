@@ -391,6 +391,18 @@ ON CONFLICT DO UPDATE SET
     state = 'acknowledged', sample_count = excluded.sample_count, decided_at = excluded.decided_at, status = NULL,
     reason = excluded.reason
 
+-- The windows of the last day or so, newest first, until one is found.
+-- name: newest_acknowledged
+SELECT dataset.name, scope.tag, bucket.start
+FROM destination
+CROSS JOIN bucket ON bucket.start >= :since
+CROSS JOIN delivery ON delivery.bucket_id = bucket.id AND delivery.destination_id = destination.id
+CROSS JOIN dataset ON dataset.id = bucket.dataset_id
+CROSS JOIN scope ON scope.id = bucket.scope_id
+WHERE destination.name = :destination AND delivery.state = 'acknowledged'
+ORDER BY bucket.start DESC
+LIMIT 1
+
 -- name: candidates
 SELECT
     bucket.id, destination.id, destination.name, coalesce(delivery.state, 'never queued'),

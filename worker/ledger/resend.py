@@ -63,6 +63,16 @@ def plan_resend(session: Session, resend: Resend) -> tuple[ResendCount, ...]:
     return tuple(ResendCount(*row) for row in session.rows("resend_plan", **_bindings(resend)))
 
 
+def newest_acknowledged(session: Session, destination: str, *, since: float) -> Resend | None:
+    """A resend of one bucket: the newest that a destination has acknowledged, of windows from `since` on, unix seconds.
+
+    None where there is no such bucket.
+    """
+    for dataset, tag, start in session.rows("newest_acknowledged", destination=destination, since=int(since)):
+        return Resend(start, start + 1, zones=(tag,), datasets=(dataset,), destinations=(destination,))
+    return None
+
+
 def stamped_before(session: Session, resend: Resend, moment: float) -> int:
     """How many captured buckets of a resend carry a timestamp older than this, unix seconds."""
     bindings = _bindings(replace(resend, destinations=()))

@@ -19,6 +19,7 @@ GROWING = {"bucket", "delivery", "series", "hole", "refusal", "reading", "part"}
 PURPOSE = {
     "bucket_by_start": {
         "covered",
+        "newest_acknowledged",
         "enqueue_ended_since",
         "prune_buckets",
         "resend_plan",
@@ -26,7 +27,7 @@ PURPOSE = {
         "captured_from",
     },
     "delivery_queue": {"pending", "reorder_queue", "expire", "expire_too_old", "backlogs", "delivery_counts"},
-    "delivery_acknowledged": {"delivery_counts"},
+    "delivery_acknowledged": {"delivery_counts", "newest_acknowledged"},
     "delivery_undelivered": {"delivery_counts", "undelivered", "not_delivered_between"},
     "delivery_by_job": {"resent", "pending_of_job", "not_delivered_of_job"},
     "refusal_by_delivery": {"forget_refusals", "refused_of"},

@@ -38,6 +38,7 @@ from worker.ledger import (
     expire,
     job,
     jobs,
+    newest_acknowledged,
     not_delivered,
     pending_of_job,
     plan_resend,
@@ -61,6 +62,20 @@ async def ask(ledger: Ledger, resend: Resend = EVERYTHING) -> int:
 async def resend(ledger: Ledger, wanted: Resend) -> None:
     await ask(ledger, wanted)
     await ledger.write(carry_out_next, NOW)
+
+
+async def test_the_newest_bucket_that_a_destination_has_acknowledged_is_found_as_a_resend_of_it_alone(
+    ledger: Ledger,
+) -> None:
+    await ledger.write(capture, buckets([1, 2], range(4)), NOW)
+    assert await ledger.read(newest_acknowledged, "prom", since=T0) is None
+    first_three = (await pending_ids(ledger))[:3]
+    await acknowledge_all(ledger, ids=first_three)
+    newest = await ledger.read(newest_acknowledged, "prom", since=T0)
+    assert newest == Resend(T0 + HOUR, T0 + HOUR + 1, (tag(1),), (DATASET,), ("prom",))
+    assert sum(count.buckets for count in await ledger.read(plan_resend, newest)) == 1
+    assert await ledger.read(newest_acknowledged, "prom", since=T0 + 2 * HOUR) is None
+    assert await ledger.read(newest_acknowledged, "another", since=T0) is None
 
 
 async def test_a_repair_is_on_record_from_the_moment_it_is_asked_for(ledger: Ledger) -> None:

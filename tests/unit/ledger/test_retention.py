@@ -29,6 +29,7 @@ from worker.ledger import (
     Resend,
     acknowledge,
     capture,
+    covered,
     delivery_counts,
     drifted_buckets,
     expire,
@@ -49,6 +50,12 @@ from worker.ledger import (
 
 async def captured(ledger: Ledger) -> int:
     return sum(report.captured for report in await ledger.read(scope_reports, since=T0, final_until=NOW))
+
+
+async def test_what_is_covered_reaches_from_the_oldest_window_to_the_newest(ledger: Ledger) -> None:
+    assert await ledger.read(covered) is None
+    await ledger.write(capture, buckets([1, 2], [5, 2, 9]), NOW)
+    assert await ledger.read(covered) == (T0 + 2 * HOUR, T0 + 9 * HOUR)
 
 
 async def test_what_every_destination_has_acknowledged_is_deleted_when_it_is_old_enough(ledger: Ledger) -> None:

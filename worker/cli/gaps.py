@@ -58,7 +58,7 @@ def gaps(
 
     Looks at the ledger only. The exit code is 3 where something is missing that a plan does not deny.
     """
-    settings = settings_of(config_file)
+    settings = settings_of(config_file, needs_token=False)
     now = SystemClock().now()
     first = int(past_moment("--since", since, now))
     last = int(now if until is None else past_moment("--until", until, now))

@@ -35,8 +35,9 @@ config_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def settings_of(config_file: Path | None) -> Settings:
-    return load_settings(config_file, os.environ)
+def settings_of(config_file: Path | None, *, needs_token: bool = True) -> Settings:
+    """`needs_token`: whether the command asks Cloudflare anything."""
+    return load_settings(config_file, os.environ, needs_token=needs_token)
 
 
 def start_logging(settings: Settings) -> Redactor:

@@ -56,7 +56,7 @@ _KNOWN_TO_THE_WORKER = {"readiness", "cloudflare", "message", "parked"}
 @json_option
 def status(config_file: Path | None, *, as_json: bool) -> None:
     """Show the ledger: newest buckets, backlog, and holes with their reasons."""
-    settings = settings_of(config_file)
+    settings = settings_of(config_file, needs_token=False)
     report = asyncio.run(_read_status(settings))
     if as_json:
         fields = msgspec.to_builtins(report)

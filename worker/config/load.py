@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from worker.config import destinations, pasted, tokens
 from worker.config.file import read_file
@@ -25,12 +25,17 @@ _MISSPELT = 0.9
 _UNIT = re.compile(r"_(SECONDS|MINUTES|HOURS|DAYS|BYTES)$")
 # Replacements refer to the groups of their regex.
 _OWN_PLACEHOLDERS = frozenset({"write_relabel_configs"})
+# Stands for the token in the settings of what asks Cloudflare nothing.
+_NO_TOKEN = SecretStr("not-given")
 _LISTS = {"cloudflare": "CF_API_TOKEN", "remote_write": "REMOTE_WRITE_URL"}  # in the place of which each stands
 _PLACES = {setting.name: place for place, setting in enumerate(SETTINGS)}
 
 
-def load_settings(config_file: Path | None, environ: Mapping[str, str]) -> Settings:
-    """The settings of this environment and file; a variable wins over the file. ConfigError with all mistakes."""
+def load_settings(config_file: Path | None, environ: Mapping[str, str], *, needs_token: bool = True) -> Settings:
+    """The settings of this environment and file; a variable wins over the file. ConfigError with all mistakes.
+
+    needs_token: whether it is a mistake to give no API token; without one, Cloudflare cannot be asked.
+    """
     mistakes = Mistakes()
     file: Mapping[str, object] | None = {}
     directory = Path()
@@ -47,6 +52,8 @@ def load_settings(config_file: Path | None, environ: Mapping[str, str]) -> Setti
     listed = _tokens(given, file, directory, mistakes)
     if listed is not None:
         given = {name: found for name, found in given.items() if name not in TOKEN_SETTINGS}
+    elif not needs_token and given["CF_API_TOKEN"] is None:
+        given["CF_API_TOKEN"] = Given("CF_API_TOKEN", _NO_TOKEN)
     parsed = _parse(given, mistakes, complete=complete)
     _cross_check(given, parsed, mistakes)
     labels = pasted.external_labels(file, mistakes)

@@ -191,6 +191,8 @@ def _listing_findings(
                 what += f"; {len(free) - len(ours):,} are of other shards"
             if ours or ScopeKind.ZONE not in kinds:
                 yield ok(ZONES, what)
+            elif zones and not free:
+                yield warning(ZONES, what, "leave this token out, or give it zones of its own")
             elif not seen:
                 yield failure(ZONES, "the token reads no active zone", "give it Zone > Zone > Read for the zones")
             else:

@@ -2,17 +2,23 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.receivers import PrometheusServer, Receiver, VictoriaMetricsServer
+from worker.check.dashboards import OWN, TRAFFIC, look_at_dashboards
 from worker.check.finding import Finding, State
+from worker.check.memory import Memory
 from worker.check.probe import MAX_REQUESTS, PROBE_METRIC
 from worker.check.receiver import Ages, look_at_receiver
 from worker.clock import SystemClock
+from worker.cloudflare import shipped
 from worker.config import DestinationSettings
-from worker.remote_write import RemoteWriteClient
+from worker.datasets import Chosen
+from worker.ledger import Room, Scope
+from worker.remote_write import ReadBack, RemoteWriteClient
 
 RequiredProgram = Callable[[str], Path]
 
@@ -88,3 +94,36 @@ async def test_a_victoria_metrics_takes_samples_of_every_age(required_program: R
         contact, _, age = await looked(victoria)
         assert "remote write 1.0 (it does not know 2.0)" in contact.what
         assert (age.state, await probes(victoria)) == (State.OK, [1, 1])
+
+
+async def test_what_the_dashboards_show_is_found_at_every_receiver(receiver: Receiver) -> None:
+    now = int(time.time())
+    catalogue = shipped()
+    collected = Chosen((catalogue["http_requests"],), ())
+    start = now // HOUR * HOUR - 2 * HOUR
+    zone = ("zone_id", "z1")
+    written = {frozenset({("__name__", name)}): {(now - 30) * 1000: 1.0} for name in OWN}
+    written |= {frozenset({("__name__", name), zone}): {start * 1000: 1.0} for name in TRAFFIC}
+    assert (await receiver.push(written)).status_code == 204
+    assert await receiver.read_all()  # which makes it show what it has taken
+    memory = Memory((Scope("z1", "a.test", "acc", "Acc", ""),), (), {}, {}, Room(0, 0), (start, start))
+    settings = DestinationSettings.model_validate({"name": "it", "url": receiver.write_url})
+    clock = SystemClock()
+    reader = ReadBack(settings, clock)
+    try:
+        looked_for = [
+            [
+                (each.state, each.what)
+                async for each in look_at_dashboards(
+                    settings, reader, collected, known, clock, first_seconds=AGES.first_seconds, width_seconds=HOUR
+                )
+            ]
+            for known in (memory, replace(memory, scopes=(replace(memory.scopes[0], tag="another"),)))
+        ]
+    finally:
+        await reader.aclose()
+    own = (State.OK, f"it: {len(OWN)} of {len(OWN)} metrics of the worker itself are there")
+    (first, found), (second, nothing) = looked_for
+    assert first == second == own
+    assert (found[0], nothing[0]) == (State.OK, State.WARNING)
+    assert "without" not in found[1]

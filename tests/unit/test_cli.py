@@ -37,7 +37,23 @@ from worker.clock import SystemClock
 from worker.cloudflare import shipped
 from worker.config import CloudflareSettings, Settings, TokenSettings, load_settings
 from worker.errors import UsageError
-from worker.ledger import Ledger, ScopeReport, present_scopes, record_scopes, scope_reports
+from worker.ledger import (
+    Job,
+    JobState,
+    Ledger,
+    NotRead,
+    Progress,
+    Resend,
+    ResendCount,
+    ResendResult,
+    ScopeReport,
+    Verify,
+    VerifyCount,
+    VerifyResult,
+    present_scopes,
+    record_scopes,
+    scope_reports,
+)
 from worker.observe import Redactor
 from worker.remote_write import Found, ReadBack, Selector
 from worker.remote_write.receiver import Failure, MemoryReceiver
@@ -298,7 +314,7 @@ def test_a_check_looks_at_everything_beside_a_running_worker_and_changes_nothing
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     sections = ["config", "token", "clock", "zones", "token", "datasets", "API budget", "delay", *["ledger"] * 6]
-    assert [line[9:21].strip() for line in lines[:-1]] == [*sections, "destination", "age window"]
+    assert [line[9:21].strip() for line in lines[:-1]] == [*sections, "destination", "age window", "dashboards"]
     assert "takes requests of this worker, in remote write 2.0" in result.stdout
     assert lines[-1] == "0 failures, 0 warnings"
     assert (scene.content(), dict(scene.world.receiver.samples)) == (before, held)
@@ -310,7 +326,7 @@ def test_a_check_sends_samples_of_a_name_of_their_own_and_works_without_a_ledger
         assert result.exit_code == 0, result.output
         findings = json.loads(result.stdout)["findings"]
         assert {finding["state"] for finding in findings} <= {"ok", "skipped"}
-        assert findings[-1]["section"] == "age window"
+        assert [finding["section"] for finding in findings[-2:]] == ["age window", "dashboards"]
     assert not scene.ledger.exists()
     assert {dict(labels)["__name__"] for labels in scene.world.receiver.samples} == {"cfrw_check_probe"}
 
@@ -337,8 +353,37 @@ def test_the_newest_bucket_is_sent_again_where_that_is_asked_for(scene: Scene) -
     assert f"samples of http_requests from {instant(newest)} went out again as repair 1, and were acknowledged" in line
     assert scene.world.receiver.repeated_samples == int(line.split()[3]) > 0
     assert scene.world.receiver.samples == before
-    (entry,) = scene.journal()
-    assert (entry["state"], entry["arguments"]["since"]) == ("done", newest)
+    sent, read = scene.journal()
+    assert (sent["state"], sent["arguments"]["since"]) == ("done", newest)
+    assert read["arguments"]["since"] == newest
+    # This receiver has no query API, and nobody said so.
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("skipped  repair")]
+    assert "could not be read back: HTTP 404" in line
+
+
+@pytest.mark.parametrize(
+    ("read", "state", "told"),
+    [
+        (VerifyResult((VerifyCount("default", equal=7),)), "ok", "all 7 were found there, as repair 2 read back"),
+        (VerifyResult((VerifyCount("default", equal=5, missing=2),)), "failure", "2 were acknowledged and are not"),
+        (VerifyResult((VerifyCount("default", equal=5, different=1),)), "failure", "1 were acknowledged and are not"),
+        (VerifyResult(), "failure", "0 were acknowledged and are not there, 0 are"),
+        (VerifyResult(not_read=(NotRead("default", "HTTP 403"),)), "skipped", "could not be read back: HTTP 403"),
+    ],
+)
+def test_a_repair_ends_with_what_is_there_afterwards(
+    *, scene: Scene, monkeypatch: pytest.MonkeyPatch, read: VerifyResult, state: str, told: str
+) -> None:
+    def carried_out(_settings: object, _redactor: object, arguments: Resend | Verify, **_options: object) -> Job:
+        sent = ResendResult(outcome=(ResendCount("default", "acknowledged", 1, 7),))
+        number, result = (1, sent) if isinstance(arguments, Resend) else (2, read)
+        return Job(number, "", arguments, "", "", 0, JobState.DONE, Progress(), False, None, result)
+
+    monkeypatch.setattr("worker.cli.check.carry_out", carried_out)
+    result = scene.collected().cfrw("check", "--no-probe", "--repair-test")
+    *_, line = [line for line in result.stdout.splitlines() if line[9:].startswith("repair")]
+    assert line.startswith(f"{state:8} repair       default: ")
+    assert told in line
 
 
 def test_a_repair_that_is_refused_is_a_failure_in_the_receiver_s_words(scene: Scene) -> None:

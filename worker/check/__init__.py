@@ -9,6 +9,7 @@ rest; what cannot, says why. Changes nothing but for the samples of `worker.chec
     delay                         whether windows are final, by what the worker has measured
     volume                        the ledger, its volume, room and speed
     receiver, probe               a destination, and how old samples may be for it
+    dashboards                    whether what they show is where it is read from
     clocks, memory                the difference of two clocks; what the ledger knows
 """
 
@@ -16,8 +17,9 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 
 from worker.check.cloudflare import look_at_cloudflare
+from worker.check.dashboards import Reader, look_at_dashboards
 from worker.check.delay import look_at_delays
-from worker.check.finding import Finding, State, failure, ok, skipped
+from worker.check.finding import Finding, State, failure, ok, skipped, warning
 from worker.check.memory import Memory, read_memory
 from worker.check.receiver import SECTION as DESTINATION
 from worker.check.receiver import Sender, ages_of, look_at_receiver
@@ -26,9 +28,9 @@ from worker.clock import Clock
 from worker.cloudflare import CloudflareApi
 from worker.config import Settings
 from worker.datasets import Chosen
-from worker.errors import LedgerError
+from worker.errors import ConfigError, LedgerError
 
-__all__ = ["DESTINATION", "Finding", "State", "failure", "look", "ok", "skipped"]
+__all__ = ["DESTINATION", "Finding", "State", "failure", "look", "ok", "skipped", "warning"]
 
 
 async def look(
@@ -37,6 +39,7 @@ async def look(
     *,
     apis: Mapping[str, CloudflareApi],
     senders: Mapping[str, Sender],
+    readers: Mapping[str, Reader | ConfigError],
     clock: Clock,
     probe: bool,
 ) -> AsyncIterator[Finding]:
@@ -44,6 +47,7 @@ async def look(
 
     apis:    by the name of the token.
     senders: by the name of the destination.
+    readers: by the name of the destination; or why it cannot be read back from.
     probe:   whether samples may be sent to find out how old they may be.
     """
     memory: Memory | LedgerError | None
@@ -63,6 +67,17 @@ async def look(
         yield finding
     delays = [each.final_after_seconds(settings.cloudflare.delay_seconds) for each in collected.datasets]
     ages = ages_of(settings.cloudflare, max(delays, default=settings.cloudflare.delay_seconds))
+    width_seconds = settings.cloudflare.bucket_seconds
     for destination in settings.destinations:
         async for finding in look_at_receiver(destination, senders[destination.name], clock, ages, probe=probe):
+            yield finding
+        async for finding in look_at_dashboards(
+            destination,
+            readers[destination.name],
+            collected,
+            known,
+            clock,
+            first_seconds=ages.first_seconds,
+            width_seconds=width_seconds,
+        ):
             yield finding

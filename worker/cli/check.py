@@ -9,17 +9,17 @@ from pathlib import Path
 import click
 
 from worker.app import api_of
-from worker.check import DESTINATION, Finding, State, failure, look, ok, skipped
+from worker.check import DESTINATION, Finding, State, failure, look, ok, skipped, warning
 from worker.cli.options import EXIT_INCOMPLETE, config_option, json_option, settings_of, start_logging
 from worker.cli.repair import carry_out, is_delivered
 from worker.cli.tables import new_table, print_json, print_line, terminal, text_column, word_column
 from worker.clock import SystemClock
-from worker.config import Settings, describe
+from worker.config import DestinationSettings, Settings, describe
 from worker.datasets import Chosen, catalogue_of, chosen
-from worker.errors import UsageError, WorkerError
-from worker.ledger import Job, Ledger, Resend, ResendResult, newest_acknowledged
+from worker.errors import ConfigError, UsageError, WorkerError
+from worker.ledger import Job, JobState, Ledger, Resend, ResendResult, Verify, VerifyResult, newest_acknowledged
 from worker.observe import Redactor
-from worker.remote_write import RemoteWriteClient
+from worker.remote_write import ReadBack, RemoteWriteClient, query_url
 from worker.times import instant
 
 _REPAIR = "repair"
@@ -94,13 +94,24 @@ async def _check(settings: Settings, collected: Chosen, shown: _Shown, *, probe:
         senders = {each.name: RemoteWriteClient(each, clock) for each in settings.destinations}
         for sender in senders.values():
             stack.push_async_callback(sender.aclose)
+        readers: dict[str, ReadBack | ConfigError] = {}
+        for each in settings.destinations:
+            try:
+                reader = ReadBack(each, clock)
+            except ConfigError as error:
+                readers[each.name] = error
+            else:
+                readers[each.name] = reader
+                stack.push_async_callback(reader.aclose)
         apis = {token.name: api_of(token, clock) for token in settings.cloudflare.by_token()}
         for api in apis.values():
             stack.push_async_callback(api.aclose)
         count = len(collected.datasets) + len(collected.fact_sets)
         what = f"sound: {_counted(count, 'dataset')}, {_counted(len(senders), 'destination')}"
         shown.add(ok("config", what))
-        async for finding in look(settings, collected, apis=apis, senders=senders, clock=clock, probe=probe):
+        async for finding in look(
+            settings, collected, apis=apis, senders=senders, readers=readers, clock=clock, probe=probe
+        ):
             shown.add(finding)
 
 
@@ -117,10 +128,34 @@ def _test_repair(settings: Settings, redactor: Redactor, shown: _Shown) -> None:
                 shown.add(skipped(_REPAIR, what))
                 continue
             found = carry_out(settings, redactor, resend, reason=None, total=1, on_interrupt="cancel")
+            sent = _repaired(destination.name, resend, found)
+            shown.add(sent)
+            if sent.state is State.OK:
+                shown.add(_read_back(settings, redactor, destination, resend))
         except WorkerError as error:
             shown.add(failure(_REPAIR, f"{destination.name}: {error}"))
-            continue
-        shown.add(_repaired(destination.name, resend, found))
+
+
+def _read_back(settings: Settings, redactor: Redactor, destination: DestinationSettings, resend: Resend) -> Finding:
+    """Whether what was sent again is there."""
+    name = destination.name
+    try:
+        query_url(destination)
+    except ConfigError as error:
+        return skipped(_REPAIR, f"{name}: not read back: {error.mistakes[0]}")
+    wanted = Verify(resend.since, resend.until, resend.zones, resend.datasets, resend.destinations)
+    found = carry_out(settings, redactor, wanted, reason=None, total=1, on_interrupt="cancel")
+    result = found.result if isinstance(found.result, VerifyResult) else VerifyResult()
+    if result.not_read:
+        reason = result.not_read[0].reason
+        what = f"{name}: could not be read back: {reason}"
+        return warning(_REPAIR, what, "correct query_url") if destination.query_url else skipped(_REPAIR, what)
+    equal = sum(count.equal for count in result.totals)
+    if found.state is JobState.DONE and result.is_good and equal:
+        return ok(_REPAIR, f"{name}: all {equal:,} were found there, as repair {found.job_id} read back")
+    missing = sum(count.missing + count.different for count in result.totals)
+    what = f"{name}: {missing:,} were acknowledged and are not there, {equal:,} are"
+    return failure(_REPAIR, what, f"see `cfrw journal {found.job_id}`")
 
 
 async def _newest_acknowledged(settings: Settings, destination: str) -> Resend | None:

@@ -9,6 +9,7 @@ from worker.check import Finding, State, look
 from worker.cloudflare import CloudflareApi
 from worker.config import load_settings
 from worker.datasets import catalogue_of, chosen
+from worker.errors import ConfigError, Mistake
 from worker.simulator.api import BASE_PATH, SimulatedApi
 from worker.simulator.fleet import Fleet
 
@@ -42,9 +43,10 @@ async def looked(folder: Path, *accepted: str, **receivers: Receiver) -> list[Fi
         for token in settings.cloudflare.by_token()
     }
     senders = {name: receivers.get(name, Receiver()) for name in ("a", "b")}
+    readers = dict.fromkeys(senders, ConfigError([Mistake("query_url", None, "is required")]))
     collected = chosen(settings.cloudflare, catalogue_of(settings.cloudflare))
     try:
-        found = look(settings, collected, apis=apis, senders=senders, clock=clock, probe=True)
+        found = look(settings, collected, apis=apis, senders=senders, readers=readers, clock=clock, probe=True)
         return [finding async for finding in found]
     finally:
         for api in apis.values():

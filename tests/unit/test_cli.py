@@ -1102,6 +1102,7 @@ def test_no_secret_comes_out_of_any_command_at_debug_or_stands_in_the_ledger(
         ["resend", "--since", "later"],
         ["--resend-since", "3h"],
         ["verify", "--since", "10h"],
+        ["check"],
     ):
         said += scene.cfrw(*arguments, "--config", str(file)).output
     kept = b"".join(path.read_bytes() for path in tmp_path.glob("ledger.db*"))

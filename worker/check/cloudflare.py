@@ -13,7 +13,7 @@ from typing import assert_never
 
 from worker.admission import best_case, plan_of, told
 from worker.check.clocks import clock_finding
-from worker.check.finding import Finding, State, failure, ok, skipped, warning
+from worker.check.finding import Finding, State, failure, first_of, ok, skipped, warning
 from worker.check.memory import Memory
 from worker.clock import Clock
 from worker.cloudflare import (
@@ -46,8 +46,6 @@ TOKEN, ZONES, ACCOUNTS, DATASETS, BUDGET = "token", "zones", "accounts", "datase
 # Two for the token, one for a page of accounts, and of GraphQL one for 25 datasets: all 150 are six for each kind.
 _FEW_REQUESTS = 3 + 2 * 6
 _ZONES_IN_A_PAGE = 50
-
-_FIRST_NAMES = 3
 
 _MAY_NOT = frozenset({ErrorKind.AUTH_SCOPE, ErrorKind.MISSING_ZONE, ErrorKind.TOKEN})
 _PERMISSION = {
@@ -271,8 +269,8 @@ def _entitlement_findings(
         if failed:
             yield _unread(kind, asked, [of_kind[tag] or tag for tag in failed], next(iter(failed.values())))
         else:
-            told_of = _counted(asked, kind) if asked < len(of_kind) else f"all {_counted(asked, kind)}"
-            yield ok(TOKEN, f"it reads the analytics of {told_of}, which were asked for")
+            told_of = f", the first of {len(of_kind):,}" if asked < len(of_kind) else ""
+            yield ok(TOKEN, f"it reads the analytics of {_counted(asked, kind)}{told_of}")
         if beyond := sum(tag not in remembered for tag in list(of_kind)[asked:]):
             what = f"{_counted(beyond, kind)} were not looked at: they are when the worker starts"
             yield skipped(DATASETS, what)
@@ -307,11 +305,8 @@ def _denied_finding(denied: Dataset | FactSet, reasons: Counter[str], scopes: in
 
 
 def _named(names: Sequence[str]) -> str:
-    """The first few of them behind a colon, and how many more there are."""
-    if not names:
-        return ""
-    more = f" and {len(names) - _FIRST_NAMES:,} more" if len(names) > _FIRST_NAMES else ""
-    return f": {', '.join(names[:_FIRST_NAMES])}{more}"
+    """The first of them behind a colon."""
+    return f": {first_of(names)}" if names else ""
 
 
 def _counted(count: int, kind: ScopeKind) -> str:

@@ -8,7 +8,7 @@ something was counted, a plan may lack a field. So it is a warning where there i
 from collections.abc import AsyncIterator, Collection
 from typing import Protocol, assert_never
 
-from worker.check.finding import Finding, ok, skipped, warning
+from worker.check.finding import Finding, first_of, ok, skipped, warning
 from worker.check.memory import Memory
 from worker.clock import Clock
 from worker.config import DestinationSettings
@@ -70,8 +70,6 @@ TRAFFIC = (
 # Three times the longest interval at which somebody scrapes.
 _OWN_SECONDS = 900
 
-_FIRST_NAMES = 3
-
 
 class Reader(Protocol):
     """What reads samples back from the destination."""
@@ -98,6 +96,9 @@ async def look_at_dashboards(
     if isinstance(reader, ConfigError):
         yield skipped(SECTION, f"{destination.name}: not looked for: {reader.mistakes[0]}")
         return
+    if memory is None:
+        yield skipped(SECTION, f"{destination.name}: not looked for, as no worker has run yet")
+        return
     now_ms = int(clock.now() * 1000)
     own = await reader.read(Selector(OWN, {}), now_ms - _OWN_SECONDS * 1000, now_ms)
     scrape = "let it scrape /metrics of the worker, or somebody whose samples it has"
@@ -106,8 +107,8 @@ async def look_at_dashboards(
         return
     described = [metrics for dataset in collected.datasets for metrics in dataset.metrics()]
     names = tuple(metric.name for metric, labels in described if not labels and metric.name in TRAFFIC)
-    zone = next((scope for scope in memory.scopes if not scope.is_account), None) if memory else None
-    if not names or zone is None or memory is None or memory.covered is None:
+    zone = next((scope for scope in memory.scopes if not scope.is_account), None)
+    if not names or zone is None or memory.covered is None:
         yield skipped(SECTION, f"{destination.name}: nothing that a dashboard shows was captured yet")
         return
     selector = Selector(names, {"zone_id": (zone.tag,)})
@@ -126,8 +127,7 @@ def _finding(
             what = f"{destination.name}: {len(names) - len(missing)} of {len(names)} metrics {whose} are there"
             if len(missing) == len(names):
                 return warning(SECTION, what, to_do)
-            more = f" and {len(missing) - _FIRST_NAMES} more" if len(missing) > _FIRST_NAMES else ""
-            return ok(SECTION, f"{what}, without {', '.join(missing[:_FIRST_NAMES])}{more}" if missing else what)
+            return ok(SECTION, f"{what}, without {first_of(missing)}" if missing else what)
         case Later(reason=reason):
             what = f"{destination.name}: could not be asked for its metrics: {reason}"
             # Where it is only derived, nobody has said that there is a query API.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from worker.check.finding import Finding, State
+from worker.check.finding import Finding, State, first_of
 from worker.check.memory import Memory
 from worker.cloudflare import Dataset
 from worker.config import CloudflareSettings
@@ -19,7 +19,7 @@ def look_at_delays(
     for dataset in datasets:
         alike.setdefault(_verdict(settings, dataset, memory), []).append(dataset.name)
     for (state, what, to_do), names in alike.items():
-        yield Finding(state, SECTION, f"{', '.join(names)}: {what}", to_do)
+        yield Finding(state, SECTION, f"{first_of(names)}: {what}", to_do)
 
 
 def _verdict(settings: CloudflareSettings, dataset: Dataset, memory: Memory | None) -> tuple[State, str, str]:

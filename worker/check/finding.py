@@ -1,7 +1,11 @@
 """What a check finds: a value for every single thing that was looked at."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+# So many names show whom a finding is about.
+_FIRST_NAMES = 3
 
 
 class State(StrEnum):
@@ -45,3 +49,9 @@ def failure(section: str, what: str, to_do: str = "") -> Finding:
 
 def skipped(section: str, what: str, to_do: str = "") -> Finding:
     return Finding(State.SKIPPED, section, what, to_do)
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first few of them, and how many more there are."""
+    more = f" and {len(names) - _FIRST_NAMES:,} more" if len(names) > _FIRST_NAMES else ""
+    return f"{', '.join(names[:_FIRST_NAMES])}{more}"

@@ -84,7 +84,9 @@ async def look_at_receiver(
         yield skipped(AGE_SECTION, f"{name}: not looked for, as it does not answer as it should")
         return
     if not probe:
-        yield _configured_finding(destination, ages) or skipped(AGE_SECTION, f"{name}: not looked for")
+        yield _configured_finding(destination, ages) or skipped(
+            AGE_SECTION, f"{name}: not looked for, as no samples are to be sent for it"
+        )
         return
 
     async def ask(age_seconds: int) -> Answer:

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -87,8 +88,22 @@ async def test_where_nothing_of_it_is_there_it_is_a_warning_with_what_to_do() ->
     assert "write_relabel_configs" in traffic.to_do
 
 
-@pytest.mark.parametrize(("memory", "datasets"), [(None, (HTTP_REQUESTS,)), (MEMORY, (HTTP_OVERVIEW,)), (MEMORY, ())])
-async def test_nothing_is_missed_of_what_was_not_captured(memory: Memory | None, datasets: Sequence[object]) -> None:
+async def test_before_the_first_start_nobody_is_asked() -> None:
+    reader = Reader()
+    (finding,) = await looked(reader, memory=None)
+    assert (finding.state, reader.asked) == (State.SKIPPED, [])
+
+
+@pytest.mark.parametrize(
+    ("memory", "datasets"),
+    [
+        (replace(MEMORY, covered=None), (HTTP_REQUESTS,)),
+        (replace(MEMORY, scopes=()), (HTTP_REQUESTS,)),
+        (MEMORY, (HTTP_OVERVIEW,)),
+        (MEMORY, ()),
+    ],
+)
+async def test_nothing_is_missed_of_what_was_not_captured(memory: Memory, datasets: Sequence[object]) -> None:
     reader = Reader(*OWN)
     _, traffic = await looked(reader, memory=memory, datasets=datasets)
     assert (traffic.state, len(reader.asked)) == (State.SKIPPED, 1)

@@ -40,12 +40,16 @@ from worker.cloudflare.planning import Plan
 from worker.config import DEFAULT_TOKEN, CloudflareSettings
 from worker.datasets import Chosen
 from worker.owners import is_ours, selection
+from worker.times import instant
 
 TOKEN, ZONES, ACCOUNTS, DATASETS, BUDGET = "token", "zones", "accounts", "datasets", "API budget"
 
 # Two for the token, one for a page of accounts, and of GraphQL one for 25 datasets: all 150 are six for each kind.
 _FEW_REQUESTS = 3 + 2 * 6
 _ZONES_IN_A_PAGE = 50
+
+# A token that is renewed by hand wants a date that somebody is there on.
+_SOON_SECONDS = 14 * 86_400
 
 _MAY_NOT = frozenset({ErrorKind.AUTH_SCOPE, ErrorKind.MISSING_ZONE, ErrorKind.TOKEN})
 _PERMISSION = {
@@ -85,11 +89,11 @@ async def look_at_cloudflare(
         what = "Cloudflare is not asked: what the worker sent in the last five minutes leaves no place in the quota"
         yield skipped(TOKEN, what, "check again in five minutes")
         return
-    token = await _token(settings.name, api)
+    token = await _token(settings.name, api, clock)
     yield token
     if (clocks := clock_finding("Cloudflare's", api.ahead_seconds)) is not None:
         yield clocks
-    if token.state is not State.OK:
+    if token.state is State.FAILURE:
         yield skipped(ZONES, "not listed, as the token is not accepted; nor is anything known of datasets and budget")
         return
     findings, scopes = await _listed(settings, collected, api, taken)
@@ -133,10 +137,14 @@ def _has_places(token: str, api: CloudflareApi, memory: Memory | None, clock: Cl
     return all(api.quota.remaining(name) >= min(needed, api.quota.limit(name)) for name in Api)
 
 
-async def _token(name: str, api: CloudflareApi) -> Finding:
+async def _token(name: str, api: CloudflareApi, clock: Clock) -> Finding:
     match await api.verify_token():
-        case TokenAccepted():
-            return ok(TOKEN, "Cloudflare accepts it")
+        case TokenAccepted(expires_at=expires_at):
+            until = "" if expires_at is None else f" until {instant(expires_at)}"
+            if expires_at is not None and expires_at - clock.now() < _SOON_SECONDS:
+                to_do = "make another one before, and give it to the worker"
+                return warning(TOKEN, f"Cloudflare accepts it{until}", to_do)
+            return ok(TOKEN, f"Cloudflare accepts it{until}")
         case TokenRefused(message=message):
             setting = "CF_API_TOKEN" if name == DEFAULT_TOKEN else "its api_token under `cloudflare`"
             return failure(TOKEN, f"Cloudflare refuses it: {message}", f"set {setting} to a token that is active")

@@ -6,7 +6,8 @@ Over REST, whole listings or none. Knows nothing of datasets.
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from datetime import UTC, datetime
+from typing import Any, assert_never
 
 import msgspec
 
@@ -55,7 +56,12 @@ class AccountList:
 
 @dataclass(frozen=True, slots=True)
 class TokenAccepted:
-    """Cloudflare knows the token and it is active."""
+    """Cloudflare knows the token and it is active.
+
+    expires_at: when it will not be any more, unix seconds; None where that was not said.
+    """
+
+    expires_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +103,7 @@ class _SomeZones(msgspec.Struct):
 
 class _TokenState(msgspec.Struct):
     status: str
+    expires_on: Any = None
 
 
 class _Verified(msgspec.Struct):
@@ -183,7 +190,7 @@ async def _verified(client: CloudflareClient, path: str) -> TokenCheck:
             if isinstance(verified, ApiFailure):
                 return TokenUnknown(verified)
             if verified.result.status == "active":
-                return TokenAccepted()
+                return TokenAccepted(_instant(verified.result.expires_on))
             return TokenRefused(one_line(f"Cloudflare says that the token is {verified.result.status}"))
         case Refused((failure, *_)) if failure.kind in (ErrorKind.TOKEN, ErrorKind.AUTH_SCOPE):
             return TokenRefused(failure.message)
@@ -191,6 +198,15 @@ async def _verified(client: CloudflareClient, path: str) -> TokenCheck:
             return TokenUnknown(failures[0])
         case never:
             assert_never(never)
+
+
+def _instant(text: Any) -> float | None:
+    """Unix seconds of an RFC 3339 time; None for anything else: whether a token is good does not depend on it."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 async def _listed_accounts(client: CloudflareClient) -> list[_Account] | ApiFailure | None:

@@ -9,7 +9,7 @@ from tests.collected_fleet import ShiftedClock
 from worker.check.cloudflare import look_at_cloudflare
 from worker.check.finding import Finding, State
 from worker.check.memory import Memory
-from worker.cloudflare import CloudflareApi, Quota, shipped
+from worker.cloudflare import CloudflareApi, Quota, TokenAccepted, shipped
 from worker.config import CloudflareSettings
 from worker.datasets import catalogue_of, chosen
 from worker.ledger import Denial, Room, Scope
@@ -140,6 +140,20 @@ async def test_what_is_wrong_is_told_with_what_to_do(
     assert to_do in found.to_do
     assert bool(found.to_do) is bool(to_do)
     assert all("\n" not in finding.what for finding in findings)
+
+
+@pytest.mark.parametrize(("days", "state"), [(15, State.OK), (13, State.WARNING)])
+async def test_a_token_that_ends_soon_is_a_warning_and_no_reason_to_look_no_further(
+    monkeypatch: pytest.MonkeyPatch, days: int, state: State
+) -> None:
+    async def verified() -> TokenAccepted:
+        return TokenAccepted(NOW + days * 86_400)
+
+    world = World()
+    monkeypatch.setattr(world.api, "verify_token", verified)
+    findings = await world.looked()
+    assert the(findings, "Cloudflare accepts it until 2025-0").state is state
+    assert by_section(findings)["zones"] == [State.OK]
 
 
 async def test_what_other_shards_collect_costs_this_worker_nothing() -> None:

@@ -318,6 +318,23 @@ async def test_a_token_is_accepted_or_refused(fake: FakeCloudflare, check: objec
 
 
 @pytest.mark.parametrize(
+    ("expires_on", "expires_at"),
+    [
+        ("2027-01-01T00:00:00Z", 1_798_761_600.0),
+        ("2027-01-01T01:00:00+01:00", 1_798_761_600.0),
+        ("2027-01-01", 1_798_761_600.0),
+        ("9999-12-31T23:59:59-23:59", None),
+        ("soon", None),
+        (1_798_761_600, None),
+        (None, None),
+    ],
+)
+async def test_a_token_says_until_when_it_is_good(expires_on: object, expires_at: float | None) -> None:
+    answer = httpx.Response(200, json={"success": True, "result": {"status": "active", "expires_on": expires_on}})
+    assert await tokens(user=answer).api().verify_token() == TokenAccepted(expires_at)
+
+
+@pytest.mark.parametrize(
     "fake",
     [
         tokens(user=DOWN),

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,14 +43,14 @@ def stored(hours: range = range(HOURS)) -> dict[Labels, list[tuple[int, float]]]
 
 
 class Scene:
-    def __init__(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
         self.clock = JumpingClock(NOW)
         self.ledger = ledger
         self.answers: list[Callable[[], Found | Later]] = []
         self.asked: list[tuple[Selector, int, int]] = []
         monkeypatch.setattr(ReadBack, "read", self.read)
         urls = {"prom": "http://prom/api/v1/write", "thanos": "http://thanos/api/v1/receive"}
-        settings = [DestinationSettings(name=name, url=url) for name, url in urls.items()]
+        settings = [DestinationSettings(name=name, url=url, **more) for name, url in urls.items()]
         self.verification = Verification(settings, ledger=ledger, clock=self.clock)
         health = Health(self.clock)
         health.expect(LOOP, allowance_seconds=9, liveness_seconds=9)
@@ -81,14 +82,14 @@ class Scene:
 
 
 @asynccontextmanager
-async def reading_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
-    """Four acknowledged windows of one zone."""
+async def reading_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> AsyncIterator[Scene]:
+    """Four acknowledged windows of one zone; the destinations have further keys."""
     ledger = Ledger.open(tmp_path / "ledger.db")
     await ledger.write(record_scopes, [scope(1)], NOW)
     await ledger.write(register_destinations, {"prom": False}, replay_since=0, now=NOW)
     await ledger.write(capture, [bucket(1, hour) for hour in range(HOURS)], NOW)
     await acknowledge_all(ledger)
-    made = Scene(ledger, monkeypatch)
+    made = Scene(ledger, monkeypatch, **more)
     yield made
     await made.verification.aclose()
     await ledger.close()

@@ -1,16 +1,18 @@
 """A walk through what was captured, with a receiver that says what a test wants."""
 
+from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.unit.ledger.fleet import HOUR, NOW, T0
-from tests.unit.reading_back import EVERYTHING, Scene, reading_back, stored
+from tests.unit.ledger.fleet import HOUR, NOW, T0, bucket, pending_ids
+from tests.unit.reading_back import EVERYTHING, HOURS, Scene, reading_back, stored
 from worker.comparison import ExtraSample
 from worker.findings import with_looked
 from worker.ledger import (
     NotRead,
+    Refusal,
     Resend,
     ResendCount,
     ResendResult,
@@ -20,7 +22,10 @@ from worker.ledger import (
     VerifyResult,
     ask,
     ask_to_cancel,
+    capture,
+    delivery_counts,
     job,
+    refuse,
     register_destinations,
 )
 from worker.remote_write import Fate, Found, Later, Selector
@@ -107,6 +112,43 @@ async def test_a_large_walk_goes_on_where_the_record_says(scene: Scene, monkeypa
     assert isinstance(found.result, VerifyResult)
     assert found.result.totals[0].equal == 6
     assert [at for _, at, _ in scene.asked] == [T0 * 1000, (T0 + HOUR) * 1000]
+
+
+async def test_what_waits_or_was_refused_is_no_loss_and_what_waits_is_left_alone(scene: Scene) -> None:
+    await scene.ledger.write(capture, [bucket(1, hour) for hour in (HOURS, HOURS + 1)], NOW)
+    waiting, partial = await pending_ids(scene.ledger)
+    refused = Refusal(partial, array("I", [2]).tobytes(), 400, "no")
+    await scene.ledger.write(refuse, "prom", [refused], partly=[partial], now=NOW - 60)
+    scene.answers = [lambda: Found(stored(range(HOURS)))]
+
+    assert (await scene.verified()).totals == (VerifyCount("prom", equal=12, missing=2, undelivered=4),)
+    number = await scene.ledger.write(
+        ask, Resend(T0, T0 + 9 * HOUR, only_missing=True), reason="", asked_by="", now=NOW
+    )
+    await scene.repairer.step_all()
+    found = await scene.ledger.read(job, number)
+    assert found is not None
+    assert isinstance(found.result, ResendResult)
+    assert found.result.queued == (ResendCount("prom", "partial", 1, 3),)
+    assert set(await pending_ids(scene.ledger)) == {waiting, partial}
+
+
+async def test_series_that_relabelling_makes_one_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = [{"regex": "country", "action": "labeldrop"}]
+    async with reading_back(tmp_path, monkeypatch, write_relabel_configs=rules) as scene:
+        await scene.ledger.write(capture, [bucket(1, HOURS)], NOW)
+        (partial,) = await pending_ids(scene.ledger)
+        twice = Refusal(partial, array("I", [2, 3]).tobytes(), None, "the same labels as another series")
+        await scene.ledger.write(refuse, "prom", [twice], partly=[partial], now=NOW)
+        there = stored(range(HOURS + 1))
+        first = next(labels for labels in there if ("country", "C0") in labels)
+        scene.answers = [lambda: Found({first - {("country", "C0")}: there[first]})]
+        assert (await scene.verified()).totals == (VerifyCount("prom", equal=5),)
+        sent = (await scene.carried_out(Resend(T0, T0 + 9 * HOUR, only_missing=True))).result
+        assert isinstance(sent, ResendResult)
+        assert sent.queued == ()
+        # What cannot be sent is not proven by what can.
+        assert {count.state: count.buckets for count in await scene.ledger.read(delivery_counts)}["partial"] == 1
 
 
 async def test_a_metric_that_is_not_picked_is_not_looked_at(scene: Scene) -> None:

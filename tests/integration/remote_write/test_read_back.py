@@ -137,7 +137,7 @@ async def test_what_is_too_much_is_asked_for_in_halves_and_remembered() -> None:
         result, most = await read(destination(server.url))
         assert isinstance(result, Found)
         assert asked == [(1, HOUR_MS + 1), (1, HOUR_MS // 2 + 1), (1, HOUR_MS // 2)]
-        assert most == 5_000
+        assert most == 2_500
         # What is one window already is halved by metrics.
         names = Selector(("a", "b"), {})
         asked.clear()
@@ -154,7 +154,7 @@ async def test_an_answer_that_is_larger_than_is_read_is_too_much(monkeypatch: py
     async with serving(replying(prometheus(answer))) as server:
         result, most = await read(destination(server.url))
     assert isinstance(result, Found)
-    assert most < 10_000
+    assert most < 5_000
 
 
 async def test_half_an_answer_is_none() -> None:

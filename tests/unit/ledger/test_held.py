@@ -56,7 +56,7 @@ async def walk(ledger: Ledger, most_samples: int, **more: object) -> list[Piece]
     return pieces
 
 
-@pytest.mark.parametrize("most_samples", [1, 7, 20, 10_000])
+@pytest.mark.parametrize("most_samples", [1, 7, 9, 12, 15, 20, 10_000])
 async def test_a_walk_comes_by_every_bucket_once_in_rectangles(ledger: Ledger, most_samples: int) -> None:
     numbers = random.Random(most_samples)
     captured = [
@@ -65,19 +65,30 @@ async def test_a_walk_comes_by_every_bucket_once_in_rectangles(ledger: Ledger, m
         for zone in (1, 2, 3)
         for hour in range(numbers.randint(0, 9))
     ]
+    captured += [bucket(1, hour, samples=2, width_seconds=300, dataset="one") for hour in range(3)]
     numbers.shuffle(captured)
     await ledger.write(capture, captured, NOW)
+    place_of = {number: (each.dataset, each.scope, each.window.start) for number, each in enumerate(captured, start=1)}
 
     pieces = await walk(ledger, most_samples)
 
     seen = Counter(held.bucket.bucket_id for piece in pieces for held in piece.held)
     assert len(seen) == len(captured)
     assert set(seen.values()) == {1}
+    whole = {(each.dataset, each.scope, each.window.start) for each in captured}
     for piece in pieces:
-        samples = sum(held.bucket.sample_count for held in piece.held)
-        assert samples <= most_samples or len({held.bucket.timestamp_ms for held in piece.held}) == 1
-        # All that is captured of the same scopes in the same time is in the piece, or of another dataset.
-        assert len({held.scope for held in piece.held}) == 1 or samples <= most_samples
+        places = {place_of[held.bucket.bucket_id] for held in piece.held}
+        starts = [start for _, _, start in places]
+        between = range(T0, T0 + 9 * HOUR) if len({scope for _, scope, _ in places}) > 1 else range(0)
+        # Whatever is captured of the same dataset and scopes in the same time is in the piece.
+        assert places == {
+            (dataset, scope, start)
+            for dataset, scope, start in whole
+            if (dataset, scope) in {(one, other) for one, other, _ in places}
+            and (start in between or min(starts) <= start <= max(starts))
+        }
+        before_the_last = [held for held in piece.held if place_of[held.bucket.bucket_id][2] < max(starts)]
+        assert sum(held.bucket.sample_count for held in before_the_last) <= most_samples
     if most_samples == 10_000:
         assert len(pieces) == 2
 

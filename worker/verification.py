@@ -119,6 +119,7 @@ class Verification:
     ) -> tuple[Piece, Looked | Later]:
         """Look until what is missing was on record as delivered for long enough, or a look fails for good."""
         failures = 0
+        waited_seconds = 0.0
         while True:
             piece = await self._ledger.read(
                 next_piece,
@@ -137,9 +138,10 @@ class Verification:
                     return piece, seen
                 wait_seconds = max(2.0 ** (failures - 1), seen.retry_after_seconds or 0.0)
                 await self._clock.sleep(min(wait_seconds, _LONGEST_WAIT_SECONDS))
-            elif self._is_settled(piece, seen):
+            elif waited_seconds >= _SETTLE_SECONDS or self._is_settled(piece, seen):
                 return piece, seen
             else:
+                waited_seconds += _LOOK_AGAIN_SECONDS
                 await self._clock.sleep(_LOOK_AGAIN_SECONDS)
 
     def _is_settled(self, piece: Piece, seen: Looked) -> bool:

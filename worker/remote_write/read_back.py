@@ -26,7 +26,7 @@ from worker.config import DestinationSettings
 from worker.config.endpoints import shown_url
 from worker.errors import ConfigError, Mistake
 from worker.remote_write.endpoint import Endpoint, Reply, usable_url
-from worker.remote_write.verdict import Fate, Later, retry_after_seconds
+from worker.remote_write.verdict import Fate, Later, printable, retry_after_seconds
 
 Labels: TypeAlias = frozenset[tuple[str, str]]
 """A series by its labels, as (name, value) pairs, `__name__` among them."""
@@ -52,6 +52,9 @@ _OWN_SHARE = 0.9
 
 # VictoriaMetrics keeps decimals: integers below 2^53 as they are, fractions to 12 digits (lib/decimal: 1e12).
 _DECIMAL_ERROR = 2e-12
+
+# Enough to see which metrics and zones it is about.
+_MOST_SELECTOR_CHARACTERS = 200
 
 # What receivers answer to what is beyond one of their limits; some, to what they do not understand, too.
 _LIMITS = frozenset({400, 413, 422})
@@ -119,7 +122,7 @@ class ReadBack(Endpoint):
         halves = _halves(selector, first_ms, last_ms)
         if not halves or (found.timed_out and halvings == _MOST_TIMEOUTS):
             fate = Fate.PARK if found.status in _LIMITS else Fate.RETRY
-            return Later(f"{found.reason}; asked for {selector}", fate, found.status)
+            return Later(f"{found.reason}; asked for {str(selector)[:_MOST_SELECTOR_CHARACTERS]}", fate, found.status)
         self.most_samples = max(_FEWEST_SAMPLES, min(self.most_samples, most >> halvings + 1))
         series: dict[Labels, list[tuple[int, float]]] = {}
         relative_error = 0.0
@@ -136,7 +139,7 @@ class ReadBack(Endpoint):
         if self._exports is not False:
             form = {"match[]": str(selector), "start": _seconds(first_ms), "end": _seconds(last_ms)}
             reply = await self._posted(form, "/api/v1/export")
-            if self._exports or isinstance(reply, Later | _TooMuch) or _is_lines(reply) or reply.answer.status == 401:
+            if self._exports or not isinstance(reply, Reply) or _is_lines(reply) or _knows_the_path(reply):
                 found = self._found(reply, _exported)
                 self._exports = isinstance(found, Found) or self._exports
                 return found
@@ -175,7 +178,7 @@ class ReadBack(Endpoint):
         return reply
 
     def _found(
-        self, reply: Reply | Later | _TooMuch, parse: Callable[[bytes], "Found | Later | _TooMuch"]
+        self, reply: Reply | Later | _TooMuch, parse: Callable[[bytes], Found | Later]
     ) -> Found | Later | _TooMuch:
         if not isinstance(reply, Reply):
             return reply
@@ -184,11 +187,7 @@ class ReadBack(Endpoint):
         if 200 <= answer.status < 300 and not answer.whole:
             return _TooMuch(f"{where}: the answer breaks off, or is larger than {_BODY_BYTES:,} bytes", answer.status)
         if 200 <= answer.status < 300:
-            try:
-                return parse(answer.body)
-            except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, ValueError, RecursionError):
-                reason = f"{where} is no answer of a query API: check query_url. It begins: {reply.text[:100]}"
-                return Later(reason, Fate.PARK, answer.status)
+            return _parsed(reply, parse, where)
         said = reply.text or "no reason was given"
         if answer.status in {*_LIMITS, 504} or (answer.status == 503 and "timed out" in said):
             return _TooMuch(f"{where}: {said}", answer.status)
@@ -203,6 +202,18 @@ class ReadBack(Endpoint):
                 answer.headers.get("retry-after"), self._clock.now(), self._settings.queue.max_retry_after_seconds
             ),
         )
+
+
+def _parsed(reply: Reply, parse: Callable[[bytes], Found | Later], where: str) -> Found | Later:
+    try:
+        found = parse(reply.answer.body)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, ValueError, RecursionError):
+        reason = f"{where} is no answer of a query API: check query_url. It begins: {reply.text[:100]}"
+        return Later(reason, Fate.PARK, reply.answer.status)
+    if isinstance(found, Later):
+        shown = reply.mask(found.reason.encode()).decode(errors="replace")
+        return replace(found, reason=printable(f"{where}: {shown}"))
+    return found
 
 
 _ADVICE = {
@@ -259,12 +270,16 @@ def _seconds(milliseconds: int) -> str:
 
 
 def _halves(selector: Selector, first_ms: int, last_ms: int) -> tuple[tuple[Selector, int, int], ...]:
-    """The same in two, by time as long as that may help, then by metrics; nothing where it is the least already."""
+    """The same in two: by zones, by time down to a window, then by metrics; nothing where it is the least already."""
+    label = max(selector.labels, key=lambda name: len(selector.labels[name]), default="")
+    values = selector.labels.get(label, ())
+    if half := len(values) // 2:
+        some_labels = ({**selector.labels, label: some} for some in (values[:half], values[half:]))
+        return tuple((replace(selector, labels=labels), first_ms, last_ms) for labels in some_labels)
     if last_ms - first_ms >= _NARROWEST_MS:
         middle_ms = (first_ms + last_ms) // 2
         return (selector, first_ms, middle_ms), (selector, middle_ms + 1, last_ms)
-    half = len(selector.metrics) // 2
-    if half:
+    if half := len(selector.metrics) // 2:
         names = selector.metrics[:half], selector.metrics[half:]
         return tuple((replace(selector, metrics=some), first_ms, last_ms) for some in names)
     return ()
@@ -290,6 +305,11 @@ class _Line(msgspec.Struct):
     metric: dict[str, str]
     values: list[float | str | None]
     timestamps: list[int]
+
+
+def _knows_the_path(reply: Reply) -> bool:
+    """Whether an answer without samples is about the request, and not about a path that does not exist."""
+    return reply.answer.status in {401, 413, 422, 429} or reply.answer.status >= 500
 
 
 def _is_lines(reply: Reply) -> bool:

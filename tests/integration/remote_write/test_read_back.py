@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
@@ -17,7 +18,7 @@ from tests.integration.remote_write.scripted_server import (
     saying,
     serving,
 )
-from tests.receivers import Labels, Receiver
+from tests.receivers import RECEIVERS, Labels, PrometheusServer, Receiver, VictoriaMetricsServer
 from worker.config import DestinationSettings
 from worker.errors import ConfigError
 from worker.remote_write import Fate, Found, Later, ReadBack, Selector, query_url, secrets_of
@@ -138,11 +139,51 @@ async def test_what_is_too_much_is_asked_for_in_halves_and_remembered() -> None:
         assert isinstance(result, Found)
         assert asked == [(1, HOUR_MS + 1), (1, HOUR_MS // 2 + 1), (1, HOUR_MS // 2)]
         assert most == 2_500
-        # What is one window already is halved by metrics.
+        # Zones are halved first, as that makes series fewer as well; what is one window already is halved by metrics.
         names = Selector(("a", "b"), {})
         asked.clear()
         assert isinstance((await read(destination(server.url), names, T0_MS, T0_MS))[0], Found)
         assert asked == [(2, 1), (1, 1), (1, 1)]
+
+
+async def test_a_victoria_metrics_that_is_asked_for_too_much_at_first_stays_one() -> None:
+    def reply(request: SeenRequest) -> bytes:
+        form = parse_qs(request.body.decode())
+        if "/api/v1/query" in request.line:
+            return matrix((T0_MS, "1"))
+        if float(form["end"][0]) - float(form["start"][0]) > 1800:
+            return response(422, "too many series")
+        return response(200, "", "Content-Type: application/stream+json; charset=utf-8\r\n")
+
+    async with serving(replying(reply)) as server:
+        result, _ = await read(destination(server.url))
+    assert isinstance(result, Found)
+    assert result.relative_error > 0
+
+
+@pytest.mark.parametrize("name", RECEIVERS)
+async def test_the_limits_of_real_receivers_are_kept_to(
+    name: str, required_program: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.receivers.MAX_SAMPLES_PER_QUERY", 30)
+    program = required_program(name)
+    limited = (
+        PrometheusServer(program, out_of_order_seconds=86_400)
+        if name.startswith("prometheus")
+        else VictoriaMetricsServer(program, extra_flags=["-search.maxExportSeries=3"])
+    )
+    stored = {
+        series(zone=f"zone-{zone}"): {T0_MS + minute * 60_000: float(zone * minute) for minute in range(20)}
+        for zone in range(8)
+    }
+    async with limited as receiver:
+        await receiver.push(stored)
+        await receiver.read_all('{zone="zone-0"}')
+        selector = Selector(("cloudflare_zone_requests",), {"zone": tuple(f"zone-{zone}" for zone in range(8))})
+        result, most = await read(destination(receiver.write_url), selector)
+    assert isinstance(result, Found), result
+    assert {labels: dict(samples) for labels, samples in result.series.items()} == stored
+    assert most < 5_000
 
 
 async def test_an_answer_that_is_larger_than_is_read_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +221,7 @@ async def test_half_an_answer_is_none() -> None:
         (response(503, "query timed out in expression evaluation"), Fate.RETRY, "timed out"),
         (response(200, "<html>welcome</html>"), Fate.PARK, "no answer of a query API"),
         (response(200, '{"status":"success","data":{"resultType":"vector","result":[]}}'), Fate.PARK, "query API"),
-        (matrix(warnings=("a store is away",)), Fate.RETRY, "a store is away"),
+        (matrix(warnings=("a store is away: canary-token",)), Fate.RETRY, "a store is away"),
     ],
 )
 async def test_what_is_not_an_answer_is_told(answer: bytes, fate: Fate, words: str) -> None:

@@ -1,5 +1,7 @@
 """A walk through what was captured, with a receiver that says what a test wants."""
 
+import asyncio
+import random
 from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -29,7 +31,7 @@ from worker.ledger import (
     register_destinations,
 )
 from worker.remote_write import Fate, Found, Later, Selector
-from worker.verification import Looked
+from worker.verification import END, Looked
 
 
 @pytest.fixture
@@ -112,6 +114,34 @@ async def test_a_large_walk_goes_on_where_the_record_says(scene: Scene, monkeypa
     assert isinstance(found.result, VerifyResult)
     assert found.result.totals[0].equal == 6
     assert [at for _, at, _ in scene.asked] == [T0 * 1000, (T0 + HOUR) * 1000]
+
+
+async def test_a_walk_that_is_cut_off_anywhere_finds_and_queues_everything_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.remote_write.read_back._MOST_SAMPLES", 3)
+    scene.answers = [lambda: Found(stored(range(2)))]
+    wanted = Resend(T0, T0 + 9 * HOUR, only_missing=True)
+    number = await scene.ledger.write(ask, wanted, reason="", asked_by="", now=NOW)
+    dice = random.Random(5)
+    found = await scene.ledger.read(job, number)
+    lives = 0
+    while found is not None and found.progress.after != END:
+        lives += 1
+        working = asyncio.create_task(scene.repairer.step_all())
+        # Longer and longer ones: the ledger's thread is as fast as the machine.
+        for _ in range(dice.randint(0, 300 * lives)):
+            await asyncio.sleep(0)
+        working.cancel()
+        await asyncio.wait([working])
+        found = await scene.ledger.read(job, number)
+
+    assert found is not None
+    assert found.result == ResendResult(
+        queued=(ResendCount("prom", "acknowledged", 2, 6),), read_back=(ResendCount("prom", "already there", 2, 6),)
+    )
+    assert len(await pending_ids(scene.ledger)) == 2
+    assert lives > HOURS + 1, "nothing was cut off"
 
 
 async def test_what_waits_or_was_refused_is_no_loss_and_what_waits_is_left_alone(scene: Scene) -> None:

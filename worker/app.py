@@ -23,11 +23,11 @@ import apsw
 
 from worker import __version__
 from worker.clock import Clock
-from worker.cloudflare import FACT_SETS, Api, CloudflareApi, OnRequest, Priority, Quota, RateLimitType, unobserved
+from worker.cloudflare import Api, CloudflareApi, OnRequest, Priority, Quota, RateLimitType, unobserved
 from worker.collect import LOOP as COLLECT
 from worker.collect import Collector
 from worker.config import CloudflareSettings, Settings
-from worker.datasets import catalogue_of, chosen
+from worker.datasets import catalogue_of, chosen, metadata_of
 from worker.drift import LOOP as DRIFT
 from worker.drift import DriftMeter
 from worker.errors import WorkerError
@@ -46,7 +46,6 @@ from worker.repair import INTERVAL_SECONDS as REPAIR_SECONDS
 from worker.repair import LOOP as REPAIR
 from worker.repair import Backfiller, Repairer, Resender, Verifier
 from worker.report import Running, RunningDestination, report_status
-from worker.series import MetricMetadata
 from worker.serve import Server, create_app
 from worker.status import ApiBudget, CloudflareStatus, StatusReport
 from worker.verification import Verification
@@ -165,10 +164,7 @@ class Worker:
             for token in tokens
             if fact_sets
         ]
-        described = [*(each.metrics() for each in catalogue.values()), *(each.metrics() for each in FACT_SETS.values())]
-        metadata = {
-            metric.name: MetricMetadata(metric.help, metric.unit) for metrics in described for metric, _ in metrics
-        }
+        metadata = metadata_of(catalogue)
         self.pushers = [
             Pusher(
                 destination,

@@ -22,6 +22,7 @@ from worker.cloudflare import (
 from worker.config import BUCKET_SECONDS, CloudflareSettings, load_some
 from worker.errors import ConfigError, Mistake
 from worker.ledger import Denial, Ledger, Scope, denials, present_scopes
+from worker.series import MetricMetadata
 from worker.times import span
 
 
@@ -118,6 +119,12 @@ def ledger_path_of(config_file: Path | None, environ: Mapping[str, str]) -> Path
 def catalogue_of(settings: CloudflareSettings) -> Catalogue:
     """Every dataset: the shipped ones and those of the user's own file; ConfigError with all mistakes in the file."""
     return extended(settings.catalogue)
+
+
+def metadata_of(catalogue: Catalogue) -> dict[str, MetricMetadata]:
+    """What is told of every metric of a catalogue and of the facts, by its name."""
+    described = [pair for each in _with_facts(catalogue).values() for pair in each.metrics()]
+    return {metric.name: MetricMetadata(metric.help, metric.unit) for metric, _ in described}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from worker.health import Verdict
 from worker.ledger import (
     BackfillResult,
     Denial,
+    ExportResult,
     Job,
     JobState,
     Ledger,
@@ -306,6 +307,8 @@ def outcome_of(job: Job) -> str:
                 "destinations not read": len(job.result.not_read),
             }
             done += "".join(f", {number:,} {what}" for what, number in wrong.items() if number)
+        case ExportResult(files=files, samples=samples):
+            done = f"{samples:,} samples in {files:,} files" if files else f"{samples:,} samples"
         case None:
             done = ""
         case other:

@@ -217,7 +217,20 @@ def config_file(folder: Path, scene: Scene, **destination: object) -> Path:
 
 # --------------------------------------------------------------------------------------------------- help and usage
 
-COMMANDS = ("run", "check", "datasets", "status", "resend", "backfill", "verify", "gaps", "journal", "simulate", "demo")
+COMMANDS = (
+    "run",
+    "check",
+    "datasets",
+    "status",
+    "resend",
+    "backfill",
+    "verify",
+    "gaps",
+    "export",
+    "journal",
+    "simulate",
+    "demo",
+)
 
 
 def test_without_a_command_the_help_is_shown() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from worker import __version__
-from worker.cli import backfill, check, datasets, gaps, journal, resend, run, simulate, status, verify
+from worker.cli import backfill, check, datasets, export, gaps, journal, resend, run, simulate, status, verify
 from worker.cli.options import EXIT_INTERRUPTED, config_option
 from worker.errors import WorkerError
 
@@ -69,6 +69,7 @@ for _command in (
     verify.verify,
     backfill.backfill,
     gaps.gaps,
+    export.export,
     journal.journal,
     simulate.simulate,
     simulate.demo,

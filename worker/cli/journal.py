@@ -8,6 +8,7 @@ from typing import assert_never
 
 import click
 
+from worker.cli.export import print_left_out
 from worker.cli.options import config_option, json_option
 from worker.cli.repair import print_counts, print_reasons
 from worker.cli.tables import new_table, number_column, print_json, print_line, terminal, text_column, word_column
@@ -15,7 +16,17 @@ from worker.cli.verify import print_verified
 from worker.clock import SystemClock
 from worker.datasets import ledger_path_of
 from worker.errors import UsageError
-from worker.ledger import BackfillResult, Job, Ledger, ResendResult, VerifyResult, ask_to_cancel, job, jobs
+from worker.ledger import (
+    BackfillResult,
+    ExportResult,
+    Job,
+    Ledger,
+    ResendResult,
+    VerifyResult,
+    ask_to_cancel,
+    job,
+    jobs,
+)
 from worker.report import asked_for, outcome_of
 from worker.times import instant
 
@@ -118,6 +129,8 @@ def _print_one(found: Job) -> None:
             print_reasons(reasons)
         case VerifyResult() as result:
             print_verified(result)
+        case ExportResult(damaged=damaged, left_out=left_out):
+            print_left_out(damaged, left_out)
         case None:
             pass
         case result:

@@ -22,7 +22,7 @@ from worker.cli.tables import print_json
 from worker.clock import SystemClock
 from worker.cloudflare import FACT_SETS
 from worker.config import DestinationSettings, Settings
-from worker.datasets import catalogue_of
+from worker.datasets import catalogue_of, metadata_of
 from worker.errors import UsageError
 from worker.ledger import Ledger, Resend, ResendCount, ResendResult, plan_resend, scope_reports, stamped_before
 from worker.remote_write import query_url
@@ -186,6 +186,5 @@ async def require_names(ledger: Ledger, settings: Settings, wanted: Resend, now:
     catalogue = catalogue_of(settings.cloudflare)
     require_known("--zone", wanted.zones, list(known_zones))
     require_known("--dataset", wanted.datasets, [*catalogue, *FACT_SETS])
-    described = [*(each.metrics() for each in catalogue.values()), *(each.metrics() for each in FACT_SETS.values())]
-    require_known("--metric", wanted.metrics, [metric.name for metrics in described for metric, _ in metrics])
+    require_known("--metric", wanted.metrics, list(metadata_of(catalogue)))
     require_known("--destination", wanted.destinations, [each.name for each in settings.destinations])

@@ -39,14 +39,18 @@ from worker.ledger.drift import (
     newest_readings,
     record_readings,
 )
+from worker.ledger.export import CapturedBuckets, CapturedScope, captured_buckets, captured_scopes
 from worker.ledger.gaps import KnownHole, NotDelivered, holes_between, not_delivered_between
 from worker.ledger.held import Held, Piece, Place, destination_numbers, next_piece
 from worker.ledger.jobs import (
     Arguments,
     Backfill,
     BackfillResult,
+    Export,
+    ExportResult,
     Job,
     JobState,
+    LeftOut,
     NotRead,
     OutOfReach,
     Progress,
@@ -66,6 +70,7 @@ from worker.ledger.jobs import (
     jobs,
     keep_progress,
     open_jobs,
+    record,
 )
 from worker.ledger.ledger import Ledger
 from worker.ledger.report import (
@@ -126,10 +131,14 @@ __all__ = [
     "BackfillResult",
     "Backlog",
     "Captured",
+    "CapturedBuckets",
+    "CapturedScope",
     "CapturedWindow",
     "DeliveryCount",
     "Denial",
     "DestinationReport",
+    "Export",
+    "ExportResult",
     "Held",
     "Hole",
     "HoleReason",
@@ -138,6 +147,7 @@ __all__ = [
     "KnownHole",
     "Lane",
     "Ledger",
+    "LeftOut",
     "NotDelivered",
     "NotRead",
     "OutOfReach",
@@ -172,7 +182,9 @@ __all__ = [
     "backlogs",
     "capture",
     "capture_for",
+    "captured_buckets",
     "captured_samples",
+    "captured_scopes",
     "chosen_after",
     "commit_seconds",
     "covered",
@@ -213,6 +225,7 @@ __all__ = [
     "prune",
     "queue_missing",
     "queue_next",
+    "record",
     "record_denials",
     "record_holes",
     "record_readings",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from worker.buckets import Batch, StoredBucket
-from worker.ledger.packing import SERIES_ID_TYPE, is_intact
+from worker.ledger.packing import SERIES_ID_TYPE, is_intact, samples_of
 from worker.ledger.session import Session
 from worker.times import span
 
@@ -218,15 +218,9 @@ def next_pending(
 
 def _narrowed(series_ids: bytes, values: bytes, part: bytes) -> tuple[bytes, bytes]:
     """Of a bucket's samples those of the series in `part`, all packed."""
-    wanted = set(array(SERIES_ID_TYPE, part))
-    numbers = array(SERIES_ID_TYPE, series_ids)
-    at = [index for index, number in enumerate(numbers) if number in wanted]
-    if not at:  # the row of the part is damaged; all of it is never wrong
-        return series_ids, values
-    return (
-        array(SERIES_ID_TYPE, [numbers[index] for index in at]).tobytes(),
-        b"".join(values[8 * index : 8 * index + 8] for index in at),
-    )
+    narrowed = samples_of(series_ids, values, set(array(SERIES_ID_TYPE, part)))
+    # Where the row of the part is damaged: all of it is never wrong.
+    return narrowed if narrowed[0] else (series_ids, values)
 
 
 def still_pending(session: Session, destination: str, bucket_ids: Sequence[int]) -> bool:

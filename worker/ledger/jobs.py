@@ -95,6 +95,29 @@ class Verify:
 
 
 @dataclass(frozen=True, slots=True)
+class Export:
+    """Write captured buckets into files.
+
+    since, until: windows that start in [since, until), unix seconds.
+    zones:        names or tags of zones or accounts; empty means all.
+    datasets:     names; empty means all.
+    metrics:      names; empty means all.
+    destination:  whose labels the series get; empty for those of the ledger.
+    undelivered:  only what that destination has not got.
+    output:       the folder that was made, or `-`.
+    """
+
+    since: int
+    until: int
+    zones: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    destination: str = ""
+    undelivered: bool = False
+    output: str = "-"
+
+
+@dataclass(frozen=True, slots=True)
 class ResendCount:
     """How much of what a resend concerns is in one state at one destination.
 
@@ -234,14 +257,34 @@ class VerifyResult:
         return not (wrong or self.not_read or self.damaged)
 
 
-Arguments: TypeAlias = Resend | Backfill | Verify
-Result: TypeAlias = ResendResult | BackfillResult | VerifyResult
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Samples that are not in an export although they were meant, and why."""
 
-_Kind = Literal["resend", "backfill", "verify"]
+    samples: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What an export has written; `damaged`: buckets that do not hold what was captured, and are not in it."""
+
+    files: int = 0
+    samples: int = 0
+    size_bytes: int = 0
+    damaged: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+
+
+Arguments: TypeAlias = Resend | Backfill | Verify | Export
+Result: TypeAlias = ResendResult | BackfillResult | VerifyResult | ExportResult
+
+_Kind = Literal["resend", "backfill", "verify", "export"]
 _KINDS: dict[_Kind, tuple[type[Arguments], type[Result]]] = {
     "resend": (Resend, ResendResult),
     "backfill": (Backfill, BackfillResult),
     "verify": (Verify, VerifyResult),
+    "export": (Export, ExportResult),
 }
 _Row = tuple[int, _Kind, str, str, str, int, JobState, str, int | None, int | None, str | None]
 _KIND_OF = {arguments: kind for kind, (arguments, _) in _KINDS.items()}
@@ -302,6 +345,13 @@ def ask(session: Session, arguments: Arguments, *, reason: str, asked_by: str, n
         progress=_json(Progress(total=total)),
         now=int(now),
     )
+
+
+def record(session: Session, arguments: Arguments, result: Result, *, reason: str, asked_by: str, now: float) -> int:
+    """Put on record what a command has done itself; return its number."""
+    number = ask(session, arguments, reason=reason, asked_by=asked_by, now=now)
+    finish(session, number, JobState.DONE, result, now)
+    return number
 
 
 def jobs(session: Session, *, newest: int) -> tuple[Job, ...]:

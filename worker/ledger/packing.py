@@ -13,6 +13,7 @@ import struct
 import sys
 import zlib
 from array import array
+from collections.abc import Collection
 
 if sys.byteorder != "little":  # pragma: no cover - no such machine is supported
     message = "the ledger is written in the machine's byte order, which has to be little-endian"
@@ -86,3 +87,15 @@ def values_by_series(series_ids: bytes, values: bytes) -> dict[int, bytes]:
         series_id: values[index * 8 : index * 8 + 8]
         for index, series_id in enumerate(array(SERIES_ID_TYPE, series_ids))
     }
+
+
+def samples_of(series_ids: bytes, values: bytes, wanted: Collection[int]) -> tuple[bytes, bytes]:
+    """Of a bucket's samples those of the series that are wanted, packed as they were."""
+    numbers = array(SERIES_ID_TYPE, series_ids)
+    at = [index for index, number in enumerate(numbers) if number in wanted]
+    if len(at) == len(numbers):
+        return series_ids, values
+    return (
+        array(SERIES_ID_TYPE, [numbers[index] for index in at]).tobytes(),
+        b"".join(values[8 * index : 8 * index + 8] for index in at),
+    )

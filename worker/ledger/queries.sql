@@ -666,3 +666,40 @@ ON CONFLICT DO UPDATE SET detail = excluded.detail
 
 -- name: grant
 DELETE FROM denial WHERE dataset_id = :dataset_id AND scope_id = :scope_id
+
+-- Every dataset with every scope and width: of each the index tells at once whether there is a bucket.
+-- name: captured_scopes
+SELECT dataset.name, scope.tag, scope.name, json_group_array(width.value)
+FROM dataset CROSS JOIN scope CROSS JOIN json_each(:widths) AS width
+WHERE EXISTS (
+        SELECT 1 FROM bucket
+        WHERE bucket.dataset_id = dataset.id AND bucket.scope_id = scope.id AND bucket.width_seconds = width.value
+            AND bucket.start >= :since AND bucket.start < :until
+    )
+    AND (:zones = '[]' OR EXISTS (SELECT 1 FROM json_each(:zones) WHERE value IN (scope.name, scope.tag)))
+    AND (:datasets = '[]' OR dataset.name IN (SELECT value FROM json_each(:datasets)))
+GROUP BY dataset.name, scope.id
+ORDER BY dataset.name, scope.id
+
+-- name: captured_buckets
+SELECT
+    bucket.id, bucket.dataset_id, bucket.scope_id, bucket.width_seconds, bucket.start, bucket.timestamp_ms,
+    CAST(bucket.series_ids AS BLOB), CAST(bucket.sample_values AS BLOB), bucket.checksum,
+    CASE WHEN delivery.state = 'partial' THEN (
+        SELECT json_group_array(hex(refusal.series_ids)) FROM refusal
+        WHERE refusal.bucket_id = bucket.id AND refusal.destination_id = delivery.destination_id
+    ) END
+FROM json_each(:widths) AS width
+CROSS JOIN bucket
+    ON bucket.dataset_id = (SELECT id FROM dataset WHERE name = :dataset)
+    AND bucket.scope_id = (SELECT id FROM scope WHERE tag = :tag)
+    AND bucket.width_seconds = width.value
+    AND bucket.start >= :since AND bucket.start < :until
+    -- A window carries a timestamp of its own, and is no longer than a day.
+    AND bucket.start > :from_ms / 1000 - 86401 AND bucket.start < :before_ms / 1000 + 1
+LEFT JOIN delivery
+    ON delivery.bucket_id = bucket.id
+    AND delivery.destination_id = (SELECT id FROM destination WHERE name = :destination)
+WHERE bucket.timestamp_ms >= :from_ms AND bucket.timestamp_ms < :before_ms AND length(bucket.sample_values) > 0
+    AND (:destination IS NULL OR coalesce(delivery.state, 'expired') IN ('partial', 'refused', 'expired'))
+ORDER BY bucket.timestamp_ms, bucket.id

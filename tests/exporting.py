@@ -31,6 +31,7 @@ class Scene:
     """A ledger of three zones, the destination `prom`, and somebody at a terminal."""
 
     folder: Path
+    write_url: str = "http://127.0.0.1:9/api/v1/write"
     environment: dict[str, str | None] = field(default_factory=dict)
 
     @property
@@ -65,7 +66,7 @@ class Scene:
     def configured(self, *, external_labels: dict[str, str] | None = None, **destination: object) -> Path:
         """A file in which the destination has further keys."""
         file = self.folder / "cfrw.yaml"
-        keys = {"name": "prom", "url": "http://127.0.0.1:9/api/v1/write", **destination}
+        keys = {"name": "prom", "url": self.write_url, **destination}
         file.write_text(json.dumps({"external_labels": external_labels or {}, "remote_write": [keys]}))
         self.environment["REMOTE_WRITE_URL"] = None
         return file

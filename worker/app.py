@@ -34,7 +34,7 @@ from worker.errors import WorkerError
 from worker.facts import LOOP as FACTS
 from worker.facts import FactReader
 from worker.health import Health, loop_of
-from worker.ledger import Backfill, Ledger, Resend, Verify, register_destinations
+from worker.ledger import Backfill, Import, Ledger, Resend, Verify, register_destinations
 from worker.maintain import INTERVAL_SECONDS as MAINTAIN_SECONDS
 from worker.maintain import LOOP as MAINTAIN
 from worker.maintain import Maintainer
@@ -44,7 +44,7 @@ from worker.push import IDLE_SECONDS, Pusher
 from worker.remote_write import RemoteWriteClient
 from worker.repair import INTERVAL_SECONDS as REPAIR_SECONDS
 from worker.repair import LOOP as REPAIR
-from worker.repair import Backfiller, Repairer, Resender, Verifier
+from worker.repair import Backfiller, Importer, Repairer, Resender, Verifier
 from worker.report import Running, RunningDestination, report_status
 from worker.serve import Server, create_app
 from worker.status import ApiBudget, CloudflareStatus, StatusReport
@@ -202,6 +202,7 @@ class Worker:
             health=self.health,
             carriers={
                 Resend: Resender(ledger=self.ledger, clock=clock, verification=self.verification),
+                Import: Importer(max_ledger_bytes=settings.ledger.max_bytes, ledger=self.ledger, clock=clock),
                 Backfill: Backfiller(
                     settings.cloudflare,
                     catalogue=catalogue,

@@ -14,11 +14,14 @@ from worker.config import CloudflareSettings, LedgerSettings
 from worker.errors import LedgerFullError, LedgerUnusableError
 from worker.health import Health
 from worker.ledger import (
+    STAGING_SECONDS,
     Ledger,
     backlogs,
+    delete_unstaged,
     delivery_counts,
     denied_counts,
     expire,
+    give_up_staging,
     hole_counts,
     newest_captured,
     open_jobs,
@@ -91,6 +94,7 @@ class Maintainer:
             await self._ledger.write(prove_writable)
             await self._expire()
             await self._prune()
+            await self._give_up_staging()
         except LedgerFullError as error:
             return str(error)
         return None
@@ -116,6 +120,14 @@ class Maintainer:
             self._health.beat(LOOP)
             log.info("Deleted buckets that every destination has decided on", buckets=deleted, older_than_hours=hours)
         self._metrics.ledger_last_prune_timestamp_seconds.set(now)
+
+    async def _give_up_staging(self) -> None:
+        """End imports whose command was killed before all was staged, and delete what they and others left behind."""
+        now = self._clock.now()
+        if given_up := await self._ledger.write(give_up_staging, begun_before=now - STAGING_SECONDS, now=now):
+            log.warning("Imports that were never complete are given up; nothing of them was captured", imports=given_up)
+        while await self._ledger.write(delete_unstaged):
+            self._health.beat(LOOP)
 
     async def _measure(self) -> None:
         metrics = self._metrics

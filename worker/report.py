@@ -17,6 +17,7 @@ from worker.ledger import (
     BackfillResult,
     Denial,
     ExportResult,
+    ImportResult,
     Job,
     JobState,
     Ledger,
@@ -307,6 +308,8 @@ def outcome_of(job: Job) -> str:
                 "destinations not read": len(job.result.not_read),
             }
             done += "".join(f", {number:,} {what}" for what, number in wrong.items() if number)
+        case ImportResult(buckets=buckets):
+            done = f"{buckets:,} buckets imported"
         case ExportResult(files=files, samples=samples):
             done = f"{samples:,} samples in {files:,} files" if files else f"{samples:,} samples"
         case None:

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,20 @@ async def test_commands_beside_a_running_worker(scene: Scene) -> None:
     (count,) = json.loads(again.stdout)["result"]["outcome"]
     assert (count["state"], count["samples"]) == ("acknowledged", samples)
     assert scene.receiver.repeated_samples == samples
+
+    out = scene.config.with_name("out")
+    exported = await scene.cfrw("export", "--from", "10h", "--output", str(out))
+    assert (exported.exit_code, f"{samples:,} samples in " in exported.stderr) == (0, True)
+    # What the worker has it skips; what is older than it collects is imported by it.
+    files = [str(file) for file in out.glob("*.om")]
+    zone, moment = json.loads(status.stdout)["scopes"][0]["scope"], int(time.time()) // 3600 * 3600 - 30 * 3600
+    older = scene.config.with_name("older.om")
+    older.write_text(f'cloudflare_zone_requests{{zone_id="{zone}"}} 5 {moment}\n# EOF\n')
+    imported = await scene.cfrw("import", *files, str(older))
+    assert imported.exit_code == 0, imported.stderr
+    assert "asked the running worker" in imported.stderr
+    assert "Imported 1 bucket with 1 sample" in imported.stdout
+    assert scene.receiver.samples[(("__name__", "cloudflare_zone_requests"), ("zone_id", zone))] == {moment * 1000: 5.0}
 
     scene.worker.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(scene.worker.wait) == 0

@@ -227,6 +227,7 @@ COMMANDS = (
     "verify",
     "gaps",
     "export",
+    "import",
     "journal",
     "simulate",
     "demo",

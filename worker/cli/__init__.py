@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from worker import __version__
-from worker.cli import backfill, check, datasets, export, gaps, journal, resend, run, simulate, status, verify
+from worker.cli import backfill, check, datasets, export, gaps, imports, journal, resend, run, simulate, status, verify
 from worker.cli.options import EXIT_INTERRUPTED, config_option
 from worker.errors import WorkerError
 
@@ -70,6 +70,7 @@ for _command in (
     backfill.backfill,
     gaps.gaps,
     export.export,
+    imports.import_,
     journal.journal,
     simulate.simulate,
     simulate.demo,

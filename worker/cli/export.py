@@ -3,7 +3,7 @@
 import asyncio
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +51,7 @@ _TOO_NEW = (
 _MOST_DAMAGED = 10
 
 
-class Receipt(msgspec.Struct, omit_defaults=True):
+class Receipt(msgspec.Struct):
     """What an export was, for whoever finds its files."""
 
     exported_at: str
@@ -65,6 +65,7 @@ class Receipt(msgspec.Struct, omit_defaults=True):
     metrics: Sequence[str]
     labels_of_destination: str
     only_undelivered: bool
+    widths_seconds: Mapping[str, Sequence[int]]
     samples: int
     damaged_buckets: int
     left_out: Sequence[LeftOut]
@@ -229,6 +230,7 @@ def _receipt(wanted: Export, how: str, exported: Exported, reason: str, now: flo
         metrics=wanted.metrics,
         labels_of_destination=wanted.destination,
         only_undelivered=wanted.undelivered,
+        widths_seconds=exported.widths,
         samples=exported.samples,
         damaged_buckets=len(exported.damaged),
         left_out=exported.left_out,

@@ -9,6 +9,7 @@ from typing import assert_never
 import click
 
 from worker.cli.export import print_left_out
+from worker.cli.imports import print_imported
 from worker.cli.options import config_option, json_option
 from worker.cli.repair import print_counts, print_reasons
 from worker.cli.tables import new_table, number_column, print_json, print_line, terminal, text_column, word_column
@@ -19,6 +20,7 @@ from worker.errors import UsageError
 from worker.ledger import (
     BackfillResult,
     ExportResult,
+    ImportResult,
     Job,
     Ledger,
     ResendResult,
@@ -129,6 +131,10 @@ def _print_one(found: Job) -> None:
             print_reasons(reasons)
         case VerifyResult() as result:
             print_verified(result)
+        case ImportResult() as result:
+            print_imported(result)
+            print_counts("What became of it", result.outcome)
+            print_reasons(result.reasons)
         case ExportResult(damaged=damaged, left_out=left_out):
             print_left_out(damaged, left_out)
         case None:

@@ -29,6 +29,7 @@ from worker.errors import LedgerHeldError
 from worker.ledger import (
     Arguments,
     BackfillResult,
+    ImportResult,
     Job,
     JobState,
     Ledger,
@@ -39,6 +40,7 @@ from worker.ledger import (
     ask,
     ask_to_cancel,
     job,
+    release,
     resent,
 )
 from worker.observe import Redactor
@@ -86,6 +88,12 @@ def carry_out(
     )
     only_reads = isinstance(arguments, Verify)
     return asyncio.run(_carry_out(settings, put_on_record, cancels=on_interrupt == "cancel", only_reads=only_reads))
+
+
+def carry_out_staged(settings: Settings, number: int, *, on_interrupt: str) -> Job:
+    """The same of an import that is staged: it is on record already, and now it is asked for."""
+    put_on_record = partial(release, job_id=number, now=SystemClock().now())
+    return asyncio.run(_carry_out(settings, put_on_record, cancels=on_interrupt == "cancel", only_reads=False))
 
 
 async def _carry_out(settings: Settings, put_on_record: Callable[..., int], *, cancels: bool, only_reads: bool) -> Job:
@@ -156,7 +164,7 @@ async def _as_it_stands(ledger: Ledger, number: int) -> Job:
     """A repair, with what has become of its deliveries so far where it has not ended."""
     found = await _found(ledger, number)
     match found.result:
-        case ResendResult() | BackfillResult() as result if found.is_open:
+        case ResendResult() | BackfillResult() | ImportResult() as result if found.is_open:
             return replace(found, result=replace(result, outcome=await ledger.read(resent, number)))
         case _:
             return found

@@ -35,11 +35,13 @@ _PIECE_BYTES = 2**20
 class Exported:
     """What was written.
 
+    widths:    of the windows of each dataset, in seconds.
     newest_ms: the newest timestamp in it, unix milliseconds; 0 where there is no sample.
     damaged:   buckets that do not hold what was captured: dataset, zone or account, start of the window.
     """
 
     files: tuple[ExportedFile, ...]
+    widths: Mapping[str, Sequence[int]]
     newest_ms: int
     damaged: tuple[tuple[str, str, int], ...]
     left_out: tuple[LeftOut, ...]
@@ -99,7 +101,16 @@ class Exporter:
                 self._sort(spool, files, f"cloudflare-{instant(stretch.start // 1000).replace(':', '')}")
             files.end()
         left_out = tuple(LeftOut(samples, reason) for reason, samples in self._left_out.most_common(_MOST_REASONS))
-        return Exported(tuple(files.written), self._newest_ms, tuple(self._damaged), left_out)
+        widths: defaultdict[str, set[int]] = defaultdict(set)
+        for scope in scopes:
+            widths[scope.dataset].update(scope.widths_seconds)
+        return Exported(
+            tuple(files.written),
+            {name: sorted(each) for name, each in widths.items()},
+            self._newest_ms,
+            tuple(self._damaged),
+            left_out,
+        )
 
     def _stretches(self) -> Sequence[range]:
         """Of the timestamps that may occur, unix milliseconds."""

@@ -21,10 +21,12 @@ from worker.errors import UsageError
 class ExportedFile:
     """A file that was written.
 
-    series: how many have samples in it, a metric of a zone or account by another.
+    stretch: what it is called without its number: files of the same stretch of time have parts of the same buckets.
+    series:  how many have samples in it, a metric of a zone or account by another.
     """
 
     name: str
+    stretch: str
     size_bytes: int
     sha256: str
     series: int
@@ -34,6 +36,7 @@ class ExportedFile:
 @dataclass(slots=True)
 class _Open:
     name: str
+    stretch: str
     stream: BinaryIO
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     size_bytes: int = 0
@@ -131,9 +134,9 @@ class Files:
         if self._open is not None and self._max_bytes and self._open.size_bytes + size_bytes > self._max_bytes:
             self.end()
         if self._open is None:
-            parts = sum(each.name.startswith(name) for each in self.written)
+            parts = sum(each.stretch == name for each in self.written)
             file = f"{name}{f'-{parts + 1}' if parts else ''}{self._suffix}"
-            self._open = _Open(file, self._place.open(file))
+            self._open = _Open(file, name, self._place.open(file))
             is_first = True
         if is_first:
             self._open.write(head)
@@ -148,7 +151,9 @@ class Files:
             done.write(self._end)
             self._place.close(done.stream)
             self.written.append(
-                ExportedFile(done.name, done.size_bytes, done.digest.hexdigest(), done.series, done.samples)
+                ExportedFile(
+                    done.name, done.stretch, done.size_bytes, done.digest.hexdigest(), done.series, done.samples
+                )
             )
 
 

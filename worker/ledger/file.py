@@ -2,7 +2,7 @@
 
 Owns the lock file, the connection's settings and the translation of SQLite's errors. One process writes: it holds an
 exclusive `flock` on `<path>.lock` for as long as it lives. Others may read at any time, and may add a row to the
-journal (`open_to_ask`), which the holder carries out.
+journal, or buckets to an import (`open_to_ask`), which the holder carries out.
 
 SQLite's settings are set and read back, because a setting that silently did not take (a file system without shared
 memory stays out of WAL mode) would void what the ledger promises.
@@ -114,7 +114,7 @@ def open_to_read(path: Path) -> apsw.Connection:
 
 
 def open_to_ask(path: Path) -> apsw.Connection:
-    """A connection to add one row to the journal of a ledger that a running worker holds. It never checkpoints."""
+    """A connection that adds to the journal, or to an import, beside a running worker. It never checkpoints."""
     with _opened(path, apsw.SQLITE_OPEN_READWRITE) as connection:
         require_current(connection, str(path))
         connection.pragma("wal_autocheckpoint", 0)

@@ -18,6 +18,9 @@ from worker.ledger.session import Session, Value
 class JobState(StrEnum):
     """How far a repair is."""
 
+    STAGING = "staging"
+    """What it needs is still being written into the ledger by the command; nobody may begin."""
+
     ASKED = "asked"
     """On record; nobody has begun."""
 
@@ -115,6 +118,19 @@ class Export:
     destination: str = ""
     undelivered: bool = False
     output: str = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """Capture buckets that were read from files.
+
+    since, until: all of their windows start in [since, until), unix seconds.
+    files:        their names.
+    """
+
+    since: int
+    until: int
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,15 +292,36 @@ class ExportResult:
     left_out: tuple[LeftOut, ...] = ()
 
 
-Arguments: TypeAlias = Resend | Backfill | Verify | Export
-Result: TypeAlias = ResendResult | BackfillResult | VerifyResult | ExportResult
+@dataclass(frozen=True, slots=True)
+class ImportResult:
+    """What came of an import.
 
-_Kind = Literal["resend", "backfill", "verify", "export"]
+    buckets, samples:   newly captured.
+    unchanged:          buckets of windows that were captured with the same content, before or meanwhile.
+    differing, damaged: buckets of windows that were captured with another content meanwhile, or that were not read back
+                        from the ledger as they had been staged: they are not imported.
+    outcome, reasons:   what has become of the new buckets at the destinations; empty until it is done.
+    """
+
+    buckets: int = 0
+    samples: int = 0
+    unchanged: int = 0
+    differing: int = 0
+    damaged: int = 0
+    outcome: tuple[ResendCount, ...] = ()
+    reasons: tuple[Undelivered, ...] = ()
+
+
+Arguments: TypeAlias = Resend | Backfill | Verify | Export | Import
+Result: TypeAlias = ResendResult | BackfillResult | VerifyResult | ExportResult | ImportResult
+
+_Kind = Literal["resend", "backfill", "verify", "export", "import"]
 _KINDS: dict[_Kind, tuple[type[Arguments], type[Result]]] = {
     "resend": (Resend, ResendResult),
     "backfill": (Backfill, BackfillResult),
     "verify": (Verify, VerifyResult),
     "export": (Export, ExportResult),
+    "import": (Import, ImportResult),
 }
 _Row = tuple[int, _Kind, str, str, str, int, JobState, str, int | None, int | None, str | None]
 _KIND_OF = {arguments: kind for kind, (arguments, _) in _KINDS.items()}

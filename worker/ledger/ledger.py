@@ -58,7 +58,7 @@ class Ledger:
 
     @classmethod
     def open_to_ask(cls, path: Path) -> Self:
-        """Add to the journal of a ledger that a running worker holds, and watch what becomes of it; nothing else."""
+        """Add to the journal of a ledger that a running worker holds, or to an import, and watch what becomes of it."""
         return cls(path, open_to_ask(path), None)
 
     async def write(self, verb: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -703,3 +703,55 @@ LEFT JOIN delivery
 WHERE bucket.timestamp_ms >= :from_ms AND bucket.timestamp_ms < :before_ms AND length(bucket.sample_values) > 0
     AND (:destination IS NULL OR coalesce(delivery.state, 'expired') IN ('partial', 'refused', 'expired'))
 ORDER BY bucket.timestamp_ms, bucket.id
+
+-- name: all_scopes
+SELECT tag, name, account_tag, account_name, plan FROM scope ORDER BY name, tag
+
+-- name: overlapping_widths
+SELECT EXISTS (
+    SELECT 1 FROM json_each(:widths) AS width CROSS JOIN bucket
+    WHERE bucket.dataset_id = :dataset_id AND bucket.scope_id = :scope_id AND bucket.width_seconds = width.value
+        AND width.value != :width_seconds
+        AND bucket.start > :start - width.value AND bucket.start < :start + :width_seconds
+)
+
+-- name: begin_staging
+UPDATE job SET state = 'staging' WHERE id = :id
+
+-- name: is_staging
+SELECT state = 'staging' FROM job WHERE id = :id
+
+-- name: stage
+INSERT INTO staged
+    (job_id, dataset_id, scope_id, width_seconds, start, timestamp_ms, series_ids, sample_values, checksum)
+VALUES
+    (:job_id, :dataset_id, :scope_id, :width_seconds, :start, :timestamp_ms, :series_ids, :sample_values, :checksum)
+
+-- name: release
+UPDATE job SET state = 'asked', asked_at = :now WHERE id = :id AND state = 'staging'
+
+-- name: staged
+SELECT
+    staged.id, dataset.name, scope.tag, staged.dataset_id, staged.scope_id, staged.width_seconds, staged.start,
+    staged.timestamp_ms, CAST(staged.series_ids AS BLOB), CAST(staged.sample_values AS BLOB), staged.checksum
+FROM staged
+CROSS JOIN dataset ON dataset.id = staged.dataset_id
+CROSS JOIN scope ON scope.id = staged.scope_id
+WHERE staged.job_id = :job_id
+ORDER BY staged.id
+LIMIT :most
+
+-- name: unstage
+DELETE FROM staged WHERE id = :id
+
+-- An import has rows here from its beginning on.
+-- name: give_up_staging
+UPDATE job SET state = :state, finished_at = :now, progress = json_set(progress, '$.note', :note)
+WHERE id IN (SELECT job_id FROM staged) AND state = 'staging' AND asked_at < :begun_before
+
+-- name: delete_unstaged
+DELETE FROM staged WHERE id IN (
+    SELECT staged.id FROM staged CROSS JOIN job ON job.id = staged.job_id
+    WHERE job.state NOT IN ('staging', 'asked', 'running')
+    LIMIT :most
+)

@@ -5,7 +5,7 @@
 --   2  the samples that were refused, one by one; segments of a queue in seconds; what scopes are not entitled to;
 --      captured windows that were read again
 --   3  repairs of every kind, with their progress; buckets that are sent again in part; several tokens: which one a scope
---      is asked with, and the requests of each
+--      is asked with, and the requests of each; buckets that are imported
 --
 -- A fact and the change of state that it justifies are always written in one transaction. Nothing here is updated
 -- after it was inserted except what a sentence below says.
@@ -54,7 +54,7 @@ CREATE TABLE denial (
     PRIMARY KEY (dataset_id, scope_id)
 ) STRICT, WITHOUT ROWID;
 
--- Every series that ever had a sample, by its label block (worker/series.py). Never changed.
+-- Every series that ever had a sample, or was to be imported, by its label block (worker/series.py). Never changed.
 CREATE TABLE series (
     id       INTEGER PRIMARY KEY CHECK (id BETWEEN 1 AND 4294967295),  -- packed as a uint32
     labels   BLOB NOT NULL UNIQUE,
@@ -205,10 +205,26 @@ CREATE TABLE job (
     reason          TEXT NOT NULL,
     asked_by        TEXT NOT NULL,  -- user@host
     asked_at        INTEGER NOT NULL,
-    state           TEXT NOT NULL CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
+    state           TEXT NOT NULL CHECK (state IN ('staging', 'asked', 'running', 'done', 'failed', 'cancelled')),
     progress        TEXT NOT NULL,  -- JSON: how far it is, and where it goes on
     cancel_asked_at INTEGER,
     finished_at     INTEGER,
     result          TEXT            -- JSON, as the kind has it
 ) STRICT;
 CREATE INDEX job_open ON job (id) WHERE state IN ('asked', 'running');
+
+-- Buckets of an import that are not captured yet: written by its command, captured once the import is asked for, and
+-- deleted with that or when it is given up.
+CREATE TABLE staged (
+    id            INTEGER PRIMARY KEY,
+    job_id        INTEGER NOT NULL REFERENCES job (id),
+    dataset_id    INTEGER NOT NULL REFERENCES dataset (id),
+    scope_id      INTEGER NOT NULL REFERENCES scope (id),
+    width_seconds INTEGER NOT NULL,
+    start         INTEGER NOT NULL,
+    timestamp_ms  INTEGER NOT NULL,
+    series_ids    BLOB NOT NULL,
+    sample_values BLOB NOT NULL,
+    checksum      INTEGER NOT NULL  -- all of these as in bucket
+) STRICT;
+CREATE INDEX staged_by_job ON staged (job_id);

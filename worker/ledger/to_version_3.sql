@@ -16,7 +16,7 @@ CREATE TABLE job (
     reason          TEXT NOT NULL,
     asked_by        TEXT NOT NULL,  -- user@host
     asked_at        INTEGER NOT NULL,
-    state           TEXT NOT NULL CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
+    state           TEXT NOT NULL CHECK (state IN ('staging', 'asked', 'running', 'done', 'failed', 'cancelled')),
     progress        TEXT NOT NULL,  -- JSON: how far it is, and where it goes on
     cancel_asked_at INTEGER,
     finished_at     INTEGER,
@@ -64,3 +64,17 @@ CREATE TABLE request_log (
 INSERT INTO request_log (token, api, ended_at) SELECT 'default', api, ended_at FROM request_log_2;
 
 DROP TABLE request_log_2;
+
+CREATE TABLE staged (
+    id            INTEGER PRIMARY KEY,
+    job_id        INTEGER NOT NULL REFERENCES job (id),
+    dataset_id    INTEGER NOT NULL REFERENCES dataset (id),
+    scope_id      INTEGER NOT NULL REFERENCES scope (id),
+    width_seconds INTEGER NOT NULL,
+    start         INTEGER NOT NULL,
+    timestamp_ms  INTEGER NOT NULL,
+    series_ids    BLOB NOT NULL,
+    sample_values BLOB NOT NULL,
+    checksum      INTEGER NOT NULL  -- all of these as in bucket
+) STRICT;
+CREATE INDEX staged_by_job ON staged (job_id);

@@ -18,6 +18,7 @@ from worker.health import Health
 from worker.ledger import Arguments, Job, Ledger, Resend, open_jobs
 from worker.observe import get_logger
 from worker.repair.backfill import Backfiller
+from worker.repair.imports import Importer
 from worker.repair.resend import Resender
 from worker.repair.step import Carrier, Step
 from worker.repair.verify import Verifier
@@ -38,6 +39,7 @@ __all__ = [
     "STEP_SECONDS",
     "Backfiller",
     "Carrier",
+    "Importer",
     "Repairer",
     "Resender",
     "Step",

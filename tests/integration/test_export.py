@@ -3,28 +3,32 @@
 import asyncio
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 
 from tests.exporting import Scene, content_of
 from tests.receivers import PrometheusServer
 from tests.unit.ledger.fleet import HOUR, bucket_of
+from tests.worker_process import REPOSITORY
 from worker.buckets import Bucket, SampleTimestamp, Window
 from worker.cli import export as command
 from worker.clock import SystemClock
+from worker.ledger import expire
 
 DAY = 24 * HOUR
 T0 = int(SystemClock().now()) // DAY * DAY - 4 * DAY
 
 
 def history() -> list[Bucket]:
-    """Two days of hours, of which the second zone's are stamped at their end, with values of every kind."""
+    """Hours of two days, of which the second zone's are stamped at their end, with values of every kind."""
     buckets = [
         bucket_of(zone, Window(T0 + hour * HOUR, HOUR), samples=20, stamp=stamp)
         for zone, stamp in ((1, SampleTimestamp.START), (2, SampleTimestamp.END))
-        for hour in range(0, 40, zone)
+        for hour in range(18, 32, zone)
     ]
     for number, value in enumerate((0.1 + 0.2, 5e-324, 2.0**53 + 2, -0.0, float("inf"), float("-inf"), 1e300)):
         buckets[number].values[0] = value
@@ -42,8 +46,23 @@ async def test_prometheus_has_what_the_ledger_has_after_the_steps_of_the_receipt
     async with PrometheusServer(required_program(name)) as prometheus:
         await prometheus.stop()
         # Files of the same time, whose blocks overlap, are made by the bound on their size.
-        options = ("--from", "9d", "--output", str(out), "--max-bytes", "30kB")
-        result = await asyncio.to_thread(lambda: scene.captured(*buckets).cfrw("export", *options))
+        options = (
+            "--from",
+            "9d",
+            "--output",
+            str(out),
+            "--max-bytes",
+            "15kB",
+            "--destination",
+            "prom",
+            "--undelivered",
+        )
+
+        def exported() -> Result:
+            scene.captured(*buckets).write(expire, ended_before=T0 + 9 * DAY, now=0.0)
+            return scene.cfrw("export", *options)
+
+        result = await asyncio.to_thread(exported)
         assert result.exit_code == 0, result.stderr
         assert len(list(out.glob("*.om"))) == 4, "each day in two"
         steps = json.loads((out / "receipt.json").read_text())["steps"]
@@ -56,3 +75,12 @@ async def test_prometheus_has_what_the_ledger_has_after_the_steps_of_the_receipt
             assert await process.wait() == 0
         await prometheus.start()
         assert await prometheus.read_all() == content_of(buckets)
+
+        # The ledger learns of it by reading back: nothing of it could be sent.
+        scene.write_url = prometheus.write_url
+        config = await asyncio.to_thread(scene.configured)
+        environment = {**os.environ, "CF_API_TOKEN": "token", "LEDGER_PATH": str(scene.path)}
+        arguments = ("-m", "worker", "resend", "--since", "9d", "--only-missing", "--config", str(config))
+        resend = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=REPOSITORY, env=environment)
+        assert await resend.wait() == 0
+        assert scene.rows("SELECT DISTINCT state FROM delivery") == [("acknowledged",)]

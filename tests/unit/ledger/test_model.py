@@ -477,7 +477,7 @@ class Verbs(RuleBasedStateMachine):
 
 TestVerbs = Verbs.TestCase
 TestVerbs.settings = settings(
-    max_examples=120,
+    max_examples=60,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -31,6 +31,7 @@ from worker.cloudflare import (
     shipped,
 )
 from worker.config import DEFAULT_TOKEN, CloudflareSettings
+from worker.errors import LedgerFullError
 from worker.health import Health
 from worker.ledger import (
     Backfill,
@@ -394,3 +395,48 @@ async def test_one_that_is_cancelled_fetches_nothing_more(scene: Scene, monkeypa
     assert len(scene.api.asked) == 4
     assert (await scene.found(number)).state == "cancelled"
     assert (await scene.result(number)).buckets == 4
+
+
+async def test_a_dataset_that_is_in_the_catalogue_no_more_is_not_taken_for_all(scene: Scene) -> None:
+    number = await scene.ask(replace(TODAY, datasets=("gone", "http_requests")))
+    assert await scene.repairer().step_all()
+    assert scene.api.asked
+    scene.api.asked.clear()
+    await scene.ledger.write(ask_to_cancel, number, NOW)
+    await acknowledge_all(scene.ledger)
+
+    number = await scene.ask(replace(TODAY, datasets=("gone",)))
+    repairer = scene.repairer()
+    while await repairer.step_all():
+        pass
+    assert scene.api.asked == []
+    assert (await scene.found(number)).state == "done"
+
+
+async def test_a_volume_that_is_full_makes_it_wait_and_takes_nothing_along(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = await scene.ask(TODAY)
+    repairer = scene.repairer()
+
+    def full(*_args: object, **_words: object) -> None:
+        message = "no room is left"
+        raise LedgerFullError(message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backfill, "capture_for", full)
+        assert not await repairer.step_all()
+    assert (await scene.found(number)).is_open
+    assert await repairer.step_all()
+    assert (await scene.found(number)).progress.done == 24
+
+
+async def test_a_repair_that_meets_a_defect_is_given_up_and_takes_nothing_along(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = await scene.ask(TODAY)
+    monkeypatch.setattr(FakeCloudflare, "discover", lambda *_args, **_words: 1 / 0)
+    assert await scene.repairer().step_all()
+    found = await scene.found(number)
+    assert found.state == "failed"
+    assert found.progress.note.startswith("ZeroDivisionError")

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import assert_never
 
 from worker.clock import Clock, wait_for_any
-from worker.errors import LedgerFullError
+from worker.errors import LedgerFullError, WorkerError
 from worker.health import Health
-from worker.ledger import Arguments, Job, Ledger, Resend, open_jobs
+from worker.ledger import Arguments, Job, JobState, Ledger, Resend, finish, open_jobs
 from worker.observe import get_logger
 from worker.repair.backfill import Backfiller
 from worker.repair.imports import Importer
@@ -107,6 +107,14 @@ class Repairer:
         except LedgerFullError as error:
             log.warning("A repair waits: the ledger's volume is full", job=job_id, error=str(error))
             return Step.WAITS
+        except WorkerError:
+            raise
+        except Exception as error:
+            # A repair that this program cannot carry out must not take live work along, now and at every start.
+            log.exception("A repair cannot be carried out; it is given up", job=job_id, kind=job.kind)
+            note = f"{type(error).__name__}, which is a defect of this program: its log has all of it"
+            await self._ledger.write(finish, job_id, JobState.FAILED, job.result, self._clock.now(), note=note)
+            return Step.ENDED
         if step is Step.ENDED:
             log.info("A repair has ended", job=job_id, kind=job.kind)
         return step

@@ -133,9 +133,10 @@ class Backfiller:
             queries = work.next_queries(self._clock.monotonic())
             if not queries:
                 return await self._wait(job, f"waits for Cloudflare: {work.failure}")
-            async with asyncio.TaskGroup() as group:
-                for part, query in queries:
-                    group.create_task(self._ask(job, work, part, query))
+            asking = (self._ask(job, work, part, query) for part, query in queries)
+            for failed in await asyncio.gather(*asking, return_exceptions=True):
+                if isinstance(failed, BaseException):
+                    raise failed
             return Step.WENT_ON
         if pending:
             return Step.WAITS
@@ -148,7 +149,11 @@ class Backfiller:
         return Step.ENDED
 
     async def _begin(self, job: Job, backfill: Backfill) -> _Work:
-        datasets = [self._catalogue[name] for name in backfill.datasets if name in self._catalogue] or self._collected
+        datasets = self._collected
+        if backfill.datasets:
+            # The settings may have changed since it was asked for.
+            named = [self._catalogue[name] for name in backfill.datasets if name in self._catalogue]
+            datasets = [each for each in named if self._settings.bucket_seconds in each.widths_seconds]
         parts = []
         for token in self._settings.by_token():
             api = self._apis[token.name]

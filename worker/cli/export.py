@@ -40,12 +40,14 @@ _DEFAULT_HOURS = 24
 # A piece that is never cut: less would only make files of one each.
 _LEAST_FILE_BYTES = 2**20
 
-# Prometheus keeps the newest samples in its head for one and a half blocks, and drops of it what blocks reach over.
+# Prometheus keeps the newest samples in its head for one and a half blocks. When it starts, it takes back from its
+# write-ahead log only what lies behind the end of the newest block: of 50 minutes beside a block that had ended half an
+# hour before, it had 34 afterwards.
 _HEAD_SECONDS = 3 * 3600
 
 _TOO_NEW = (
-    "Some samples are younger than three hours. Do not load those by blocks: Prometheus has that time in its head, of"
-    " which it drops what a block reaches over."
+    "Some samples are younger than three hours. Do not load those by blocks: Prometheus has that time in its head, and"
+    " loses of it, at its next start, whatever lies before the end of a block."
 )
 
 _MOST_DAMAGED = 10

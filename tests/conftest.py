@@ -1,10 +1,12 @@
 """What tests of more than one folder share: the real receivers, and the word when they are missing."""
 
+import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from tests.fetch_receivers import PROGRAMS, locate
@@ -15,6 +17,18 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 OUT_OF_ORDER_SECONDS = 30 * 86_400  # more than any test reaches back
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """A command that a test runs in this process sets up logging for all of it; the next test finds it as it was."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
+        root.handlers[:], root.level = handlers, level
+        logging.captureWarnings(capture=False)
 
 
 @pytest.fixture

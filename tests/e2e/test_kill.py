@@ -23,7 +23,7 @@ from worker.simulator.quota import QuotaLimits
 from worker.simulator.serving import serve
 
 # A round takes about a second and a half of CPU. `KILL_ROUNDS=50 pytest tests/e2e/test_kill.py` is for the night.
-ROUNDS = int(os.environ.get("KILL_ROUNDS", "18"))
+ROUNDS = int(os.environ.get("KILL_ROUNDS", "12"))
 ZONES = 10
 WIDTH_SECONDS = 60
 REPLAY_HOURS = 12
@@ -36,7 +36,7 @@ LONGEST_LIFE_SECONDS = 0.6
 LONGEST_REPAIR_SECONDS = 0.4
 
 BACKFILL = ["backfill", "--from", f"{HISTORY_HOURS}h"]
-FURTHER_HOURS = 5
+FURTHER_HOURS = 7
 """Each backfill that is killed reaches back further than the one before, so that it has something to do."""
 
 RESEND = ["resend", "--since", "12h"]

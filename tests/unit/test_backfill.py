@@ -426,6 +426,10 @@ async def test_a_volume_that_is_full_makes_it_wait_and_takes_nothing_along(
     with monkeypatch.context() as patch:
         patch.setattr(backfill, "capture_for", full)
         assert not await repairer.step_all()
+        scene.api.asked.clear()
+        patch.setattr(backfill, "prove_writable", full)
+        assert not await repairer.step_all()
+        assert not scene.api.asked, "in vain"
     assert (await scene.found(number)).is_open
     assert await repairer.step_all()
     assert (await scene.found(number)).progress.done == 24

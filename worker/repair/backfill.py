@@ -31,6 +31,7 @@ from worker.ledger import (
     keep_progress,
     not_delivered,
     pending_of_job,
+    prove_writable,
     resent,
     room,
 )
@@ -133,6 +134,8 @@ class Backfiller:
             queries = work.next_queries(self._clock.monotonic())
             if not queries:
                 return await self._wait(job, f"waits for Cloudflare: {work.failure}")
+            # What a full volume has no room for would be asked for in vain, again and again.
+            await self._ledger.write(prove_writable)
             asking = (self._ask(job, work, part, query) for part, query in queries)
             for failed in await asyncio.gather(*asking, return_exceptions=True):
                 if isinstance(failed, BaseException):

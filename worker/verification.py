@@ -9,8 +9,9 @@ Changes nothing, neither here nor there.
 """
 
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from worker.clock import Clock
@@ -209,23 +210,32 @@ class _View:
             yield Claim(bucket.bucket_id, number, labels, bucket.timestamp_ms, value, is_due)
 
     def read_buckets(self, held: Iterable[Held], compared: Comparison) -> Iterator[ReadBucket]:
-        missing: dict[int, list[int]] = {}
-        there: Counter[int] = Counter()
+        missing: defaultdict[int, list[int]] = defaultdict(list)
+        there: defaultdict[int, set[int]] = defaultdict(set)
         looked_for: Counter[int] = Counter()
         for outcome in compared.outcomes:
             bucket_id = outcome.claim.bucket_id
             looked_for[bucket_id] += 1
-            there[bucket_id] += outcome.finding is Finding.EQUAL
+            if outcome.finding is Finding.EQUAL:
+                there[bucket_id].add(outcome.claim.series_id)
             if outcome.finding in {Finding.MISSING, Finding.UNDELIVERED}:
-                missing.setdefault(bucket_id, []).append(outcome.claim.series_id)
+                missing[bucket_id].append(outcome.claim.series_id)
         for each in held:
             number = each.bucket.bucket_id
             if each.state == "pending" or not looked_for[number]:
                 yield ReadBucket(number, each.state, b"", 0, is_there=False)
                 continue
-            is_there = there[number] == looked_for[number] and number not in self._partly
-            packed = array("I", missing.get(number, ())).tobytes()
-            yield ReadBucket(number, each.state, packed, there[number], is_there=is_there)
+            found = there[number]
+            is_there = len(found) == looked_for[number] and number not in self._partly
+            unproven = array("I", self._not_on_record(each) - found - set(missing[number])).tobytes()
+            packed = array("I", missing[number]).tobytes()
+            yield ReadBucket(number, each.state, packed, len(found), is_there=is_there, unproven=unproven)
+
+    def _not_on_record(self, held: Held) -> AbstractSet[int]:
+        """What the destination is to have of a bucket, and is not on record as having; a rule may drop some of it."""
+        if held.has_some:
+            return held.refused
+        return set(array("I", held.bucket.series_ids)) & (self._labels.keys() | self._unsendable)
 
 
 def _selector(claims: Iterable[Claim]) -> Selector:

@@ -3,16 +3,18 @@
 import asyncio
 import random
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.unit.ledger.fleet import HOUR, NOW, T0, bucket, pending_ids
+from tests.unit.ledger.fleet import HOUR, NOW, T0, acknowledge_all, bucket, pending_ids, tag
 from tests.unit.reading_back import EVERYTHING, HOURS, Scene, reading_back, stored
 from worker.comparison import ExtraSample
 from worker.findings import with_looked
 from worker.ledger import (
+    DeliveryCount,
     NotRead,
     Refusal,
     Resend,
@@ -26,11 +28,15 @@ from worker.ledger import (
     ask_to_cancel,
     capture,
     delivery_counts,
+    expire,
     job,
+    next_pending,
+    refusals,
     refuse,
     register_destinations,
 )
 from worker.remote_write import Fate, Found, Later, Selector
+from worker.series import label_block, parse_label_block
 from worker.verification import END, Looked
 
 
@@ -198,3 +204,55 @@ async def test_a_result_has_a_bound_whatever_was_found() -> None:
     assert result.totals == (VerifyCount("prom", extra=2000),)
     assert (len(result.unequal), len(result.examples)) == (200, 20)
     assert result.unlisted >= 800
+
+
+def states_of(counts: Iterable[DeliveryCount]) -> dict[str, int]:
+    return {count.state: count.buckets for count in counts}
+
+
+@pytest.mark.parametrize("state", ["partial", "refused", "expired"])
+async def test_what_is_not_there_and_is_not_sent_is_not_acknowledged_with_the_rest(scene: Scene, state: str) -> None:
+    await scene.ledger.write(capture, [bucket(1, HOURS)], NOW)
+    (number,) = await pending_ids(scene.ledger)
+    series = [1] if state == "partial" else [1, 2, 3]
+    refused = Refusal(number, array("I", series).tobytes(), 400, "duplicate sample for timestamp")
+    if state == "expired":
+        await scene.ledger.write(expire, ended_before=NOW, now=NOW)
+    else:
+        await scene.ledger.write(refuse, "prom", [refused], partly=[number] * (state == "partial"), now=NOW)
+    # Of its three samples one has another value there, one is as it should be, and one is not there.
+    there = stored(range(HOURS + 1))
+    other, _, missing = (frozenset(parse_label_block(block).items()) for block in bucket(1, HOURS).series)
+    at, value = there[other][-1]
+    there[other][-1] = at, value + 1
+    del there[missing][-1]
+    scene.answers = [lambda: Found(there)]
+
+    await scene.ledger.write(ask, Resend(T0, T0 + 9 * HOUR, only_missing=True), reason="", asked_by="", now=NOW)
+    await scene.repairer.step_all()
+    pending = await scene.ledger.read(next_pending, "prom", after=None, max_samples=9, one_window_per_series=False)
+    assert pending is not None
+    assert [array("I", each.series_ids).tolist() for each in pending.batch.buckets] == [[3]]
+    await acknowledge_all(scene.ledger)
+
+    assert states_of(await scene.ledger.read(delivery_counts)) == {"acknowledged": HOURS, "partial": 1}
+    (left,) = await scene.ledger.read(refusals, "prom", newest=9)
+    assert left.series == bucket(1, HOURS).series[:1]
+    assert ("duplicate" in left.reason) == (state != "expired")
+
+
+async def test_what_was_refused_of_another_metric_stays_refused_when_one_is_sent_again(scene: Scene) -> None:
+    others = bucket(1, HOURS)
+    series = (label_block("cloudflare_other", {"zone_id": tag(1)}), *others.series)
+    await scene.ledger.write(capture, [replace(others, series=series, values=array("d", [9.0, *others.values]))], NOW)
+    (number,) = await pending_ids(scene.ledger)
+    refused = Refusal(number, array("I", [4]).tobytes(), 400, "no")
+    await scene.ledger.write(refuse, "prom", [refused], partly=[number], now=NOW - 60)
+    scene.answers = [lambda: Found(stored(range(HOURS)))]
+
+    wanted = Resend(T0, T0 + 9 * HOUR, metrics=("cloudflare_zone_requests",), only_missing=True)
+    await scene.ledger.write(ask, wanted, reason="", asked_by="", now=NOW)
+    await scene.repairer.step_all()
+    await acknowledge_all(scene.ledger)
+
+    assert states_of(await scene.ledger.read(delivery_counts)) == {"acknowledged": HOURS, "partial": 1}

@@ -260,8 +260,13 @@ def refuse(
     """
     number = _destination_number(session, destination)
     newest = {refusal.bucket_id: refusal for refusal in refusals}
+    # Of what is sent in part it has the rest.
+    has_some = {
+        *partly,
+        *(row[0] for row in session.rows("parts_among", destination_id=number, bucket_ids=_json(newest))),
+    }
     for refusal in newest.values():
-        state = "partial" if refusal.bucket_id in partly else "refused"
+        state = "partial" if refusal.bucket_id in has_some else "refused"
         _decide(
             session,
             destination,

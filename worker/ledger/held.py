@@ -131,7 +131,7 @@ def _windows(session: Session, place: Place, until: int, most_samples: int) -> t
 def _piece(session: Session, destination: str, bucket_ids: Sequence[int], place: Place | None) -> Piece:
     destination_id = session.number_of("destination_id", destination)
     refused: dict[int, set[int]] = {}
-    for bucket_id, _, series_ids in session.rows(
+    for bucket_id, _, series_ids, *_ in session.rows(
         "refused_of", pairs=_json([(bucket_id, destination_id) for bucket_id in bucket_ids])
     ):
         refused.setdefault(bucket_id, set()).update(array(SERIES_ID_TYPE, series_ids))

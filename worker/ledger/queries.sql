@@ -228,8 +228,15 @@ INSERT INTO refusal (destination_id, bucket_id, series_ids, status, reason, refu
 SELECT destination_id, bucket_id, :series_ids, :status, :reason, :now FROM delivery
 WHERE destination_id = :destination_id AND bucket_id = :bucket_id AND state IN ('partial', 'refused')
 
+-- What is pending has refusals only where it is a part, and they are of samples beside that.
 -- name: acknowledge
-UPDATE delivery SET state = 'acknowledged', decided_at = :now, status = NULL, reason = NULL
+UPDATE delivery SET
+    decided_at = :now,
+    (state, status, reason) = (
+        SELECT CASE WHEN count(*) THEN 'partial' ELSE 'acknowledged' END, max(refusal.status), max(refusal.reason)
+        FROM refusal
+        WHERE refusal.bucket_id = delivery.bucket_id AND refusal.destination_id = delivery.destination_id
+    )
 WHERE destination_id = :destination_id AND bucket_id IN (SELECT value FROM json_each(:bucket_ids))
     AND state NOT IN ('partial', 'refused')
 
@@ -429,15 +436,25 @@ ON CONFLICT DO UPDATE SET
     decided_at = NULL, status = NULL, reason = NULL
 
 -- name: refused_of
-SELECT refusal.bucket_id, refusal.destination_id, CAST(refusal.series_ids AS BLOB)
+SELECT
+    refusal.bucket_id, refusal.destination_id, CAST(refusal.series_ids AS BLOB), refusal.status, refusal.reason,
+    refusal.refused_at
 FROM json_each(:pairs) AS pair
 CROSS JOIN refusal ON refusal.bucket_id = pair.value ->> 0 AND refusal.destination_id = pair.value ->> 1
 
 -- name: forget_refusals
 DELETE FROM refusal WHERE (bucket_id, destination_id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:pairs))
 
+-- name: keep_refusal
+INSERT INTO refusal (destination_id, bucket_id, series_ids, status, reason, refused_at)
+VALUES (:destination_id, :bucket_id, :series_ids, :status, :reason, :refused_at)
+
 -- name: forget_parts
 DELETE FROM part WHERE (bucket_id, destination_id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:pairs))
+
+-- name: parts_among
+SELECT bucket_id FROM part
+WHERE bucket_id IN (SELECT value FROM json_each(:bucket_ids)) AND destination_id = :destination_id
 
 -- name: add_part
 INSERT INTO part (bucket_id, destination_id, series_ids) VALUES (:bucket_id, :destination_id, :series_ids)

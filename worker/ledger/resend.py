@@ -14,7 +14,7 @@ import msgspec
 
 from worker.ledger.jobs import Job, Progress, Resend, ResendCount, ResendResult, Undelivered, keep_progress
 from worker.ledger.packing import SERIES_ID_TYPE
-from worker.ledger.session import Session
+from worker.ledger.session import Session, Value
 from worker.series import metric_name
 
 # Buckets that are looked at in one transaction. Their rows lie a page or two apart: 20 to 50 ms in which nothing else
@@ -23,6 +23,8 @@ STEP_BUCKETS = 2_000
 
 # One cause has one text; more than these nobody reads.
 _MOST_REASONS = 10
+
+_UNPROVEN = "read back: another value is there, or it cannot be sent under the labels that it gets"
 
 _HAS_SOME = frozenset({"acknowledged", "partial"})
 
@@ -49,6 +51,7 @@ class ReadBucket:
     missing:  the series (packed) that are to be sent.
     there:    how many samples are there.
     is_there: whether all of it is.
+    unproven: the series (packed) that are neither, and that the destination is not on record as having.
     """
 
     bucket_id: int
@@ -56,6 +59,7 @@ class ReadBucket:
     missing: bytes
     there: int
     is_there: bool
+    unproven: bytes = b""
 
 
 def plan_resend(session: Session, resend: Resend) -> tuple[ResendCount, ...]:
@@ -124,7 +128,8 @@ def queue_missing(
     """Make pending what a destination lacks, and write down how far the repair is.
 
     What is all there is acknowledged from now on, if it was not before: status and plans then say what is so, and the
-    next repair has nothing to do. A bucket whose state is not what it was when it was read is left alone.
+    next repair has nothing to do. A bucket whose state is not what it was when it was read is left alone. What is
+    neither there nor sent is on record as refused, so that the bucket is `partial` in the end.
 
     further: what else was found, to be told with the result.
     after:   where the repair goes on.
@@ -138,7 +143,10 @@ def queue_missing(
     states = {each.bucket_id: each.state for each in candidates}
     read = [each for each in read if states.get(each.bucket_id) == each.state]
     parts = {each.bucket_id: each.missing for each in read if each.missing}
+    unproven = {each.bucket_id: each.unproven for each in read if each.missing and each.unproven}
+    kept = _refusals_to_keep(session, [each for each in candidates if each.bucket_id in unproven], unproven, now)
     send_again(session, job.job_id, parts, [destination], parts=parts, was_read_back=True)
+    session.many("keep_refusal", kept)
     proven = {each.bucket_id for each in read if each.is_there and each.state != "acknowledged"}
     pairs = _json([(each.bucket_id, each.destination_id) for each in candidates if each.bucket_id in proven])
     session.change("record_read_back", pairs=pairs, now=int(now), reason="read back: all of its samples are there")
@@ -152,6 +160,37 @@ def queue_missing(
         result, queued=summed([*result.queued, *queued]), read_back=summed([*result.read_back, *there, *further])
     )
     keep_progress(session, job.job_id, Progress(done, max(done, job.progress.total), after), result)
+
+
+def _refusals_to_keep(
+    session: Session, candidates: Sequence[Candidate], unproven: Mapping[int, bytes], now: float
+) -> list[dict[str, Value]]:
+    """The rows of what stays refused, for what is sent beside it is not all of a bucket."""
+    left = {number: set(array(SERIES_ID_TYPE, series_ids)) for number, series_ids in unproven.items()}
+    pairs = _json([(each.bucket_id, each.destination_id) for each in candidates])
+    rows = [
+        *session.rows("refused_of", pairs=pairs),
+        *(
+            (each.bucket_id, each.destination_id, unproven[each.bucket_id], None, _UNPROVEN, int(now))
+            for each in candidates
+        ),
+    ]
+    kept: list[dict[str, Value]] = []
+    for bucket_id, destination_id, series_ids, status, reason, refused_at in rows:
+        numbers = array(SERIES_ID_TYPE, filter(left[bucket_id].__contains__, array(SERIES_ID_TYPE, series_ids)))
+        left[bucket_id].difference_update(numbers)
+        if numbers:
+            kept.append(
+                {
+                    "bucket_id": bucket_id,
+                    "destination_id": destination_id,
+                    "series_ids": numbers.tobytes(),
+                    "status": status,
+                    "reason": reason,
+                    "refused_at": refused_at,
+                }
+            )
+    return kept
 
 
 def _next_buckets(
@@ -221,14 +260,19 @@ def send_again(
             for each in candidates
             if was_read_back or each.state in _HAS_SOME
         }
-        for bucket_id, destination_id, series_ids in session.rows("refused_of", pairs=pairs):
+        for bucket_id, destination_id, series_ids, *_ in session.rows("refused_of", pairs=pairs):
             if (bucket_id, destination_id) in narrowed and not was_read_back:
                 narrowed[bucket_id, destination_id] += series_ids
     session.change("enqueue_again", pairs=pairs, job_id=job_id)
     session.change("forget_refusals", pairs=pairs)
     session.change("forget_parts", pairs=pairs)
-    for (bucket_id, destination_id), series_ids in narrowed.items():
-        numbers = array(SERIES_ID_TYPE, dict.fromkeys(array(SERIES_ID_TYPE, series_ids)))
+    for each in candidates:
+        bucket_id, destination_id = each.bucket_id, each.destination_id
+        numbers = array(
+            SERIES_ID_TYPE, dict.fromkeys(array(SERIES_ID_TYPE, narrowed.get((bucket_id, destination_id), b"")))
+        )
+        if not 0 < len(numbers) < each.samples:
+            continue
         pair = {"bucket_id": bucket_id, "destination_id": destination_id}
         session.change("add_part", **pair, series_ids=numbers.tobytes())
         session.change("count_part", **pair, samples=len(numbers))

@@ -31,7 +31,7 @@ PURPOSE = {
     "delivery_undelivered": {"delivery_counts", "undelivered", "not_delivered_between"},
     "delivery_by_job": {"resent", "pending_of_job", "not_delivered_of_job"},
     "staged_by_job": {"delete_unstaged", "give_up_staging", "staged"},
-    "refusal_by_delivery": {"captured_buckets", "forget_refusals", "refused_of"},
+    "refusal_by_delivery": {"acknowledge", "captured_buckets", "forget_refusals", "refused_of"},
     "refusal_by_destination": {"newest_refusals", "refused_samples"},
     "hole_by_start": {"prune_holes", "hole_counts"},
     "job_open": {"open_jobs"},

@@ -383,6 +383,17 @@ async def test_what_was_refused_of_a_bucket_goes_along_with_any_part_of_it(
     assert await ledger.read(refused_samples) == ()
 
 
+async def test_a_part_that_is_refused_leaves_the_rest_on_record_as_delivered(
+    ledger: Ledger, two: tuple[int, int]
+) -> None:
+    await acknowledge_all(ledger, "prom", two)
+    await resend(ledger, replace(ONE_METRIC, until=T0 + HOUR))
+
+    await ledger.write(refuse, "prom", [Refusal(two[0], b"\1\0\0\0", 400, "no")], partly=(), now=NOW)
+
+    assert {count.state for count in await ledger.read(delivery_counts)} == {"acknowledged", "partial"}
+
+
 async def test_a_metric_that_a_bucket_does_not_have_leaves_it_alone(ledger: Ledger, two: tuple[int, int]) -> None:
     await acknowledge_all(ledger, "prom", two)
 

@@ -81,10 +81,16 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Gaps:
-    """All of them, those that a person has to do something about first; and how many windows are not final yet."""
+    """All of them, those that a person has to do something about first.
+
+    not_final: how many windows are not final yet.
+    since:     from when on windows were looked at, unix seconds: what is older is deleted when it is delivered, so that
+               nobody can tell whether it was.
+    """
 
     gaps: tuple[Gap, ...]
     not_final: int
+    since: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +121,24 @@ _ORDER = (
 async def find_gaps(
     ledger: Ledger,
     settings: CloudflareSettings,
-    datasets: Sequence[Dataset],
+    collected: Sequence[Dataset],
     *,
     since: int,
     until: int,
     zones: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    retention_hours: int,
     now: float,
 ) -> Gaps:
-    """The gaps of these datasets among the windows that start in [since, until), unix seconds.
+    """The gaps among the windows that start in [since, until), unix seconds.
 
-    zones: names or tags; empty means all that the last listing showed.
+    Windows without a bucket are those of the datasets that are collected, of what the last listing showed; what was
+    captured and not delivered may be of others, too.
+
+    zones:    names or tags; empty means all.
+    datasets: names; empty means all.
     """
+    first = max(since, ceil(now - retention_hours * 3600))
     scopes = [
         each
         for each in all_recalled(await ledger.read(present_scopes), settings)
@@ -134,10 +147,12 @@ async def find_gaps(
     denied = {(each.dataset, each.tag): each.detail for each in await ledger.read(denials)}
     width_seconds = settings.bucket_seconds
     replay_since = now - settings.replay_hours * 3600
-    asked = range(ceil(since / width_seconds) * width_seconds, until, width_seconds)
+    asked = range(ceil(first / width_seconds) * width_seconds, until, width_seconds)
     runs: list[_Run] = []
     not_final = 0
-    for dataset in datasets:
+    for dataset in collected:
+        if datasets and dataset.name not in datasets:
+            continue
         after_newest = now - dataset.final_after_seconds(settings.delay_seconds) - width_seconds
         starts = asked[: len(range(asked.start, min(asked.stop, int(after_newest) + 1), width_seconds))]
         for scope in scopes:
@@ -166,13 +181,16 @@ async def find_gaps(
             )
             runs += (_Run(cause, dataset.name, scope.name, run, detail) for cause, run, detail in why.parts(missing))
     lost = await ledger.read(not_delivered_between, since=since, until=until)
-    names = {dataset.name for dataset in datasets}
-    chosen = {scope.tag for scope in scopes}
     gaps = [
         *_together(runs, len(scopes), settings.backfill_max_hours, now),
-        *(_not_delivered(each) for each in lost if each.dataset in names and each.tag in chosen),
+        *(
+            _not_delivered(each, now)
+            for each in lost
+            if (not datasets or each.dataset in datasets) and (not zones or {each.tag, each.scope} & {*zones})
+        ),
     ]
-    return Gaps(tuple(sorted(gaps, key=lambda each: (_ORDER.index(each.cause), each.since, each.dataset))), not_final)
+    gaps.sort(key=lambda each: (_ORDER.index(each.cause), each.since, each.dataset))
+    return Gaps(tuple(gaps), not_final, first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +255,9 @@ def _backfill(dataset: str, starts: range, zones: Sequence[str], max_hours: int,
     return shlex.join(words)
 
 
-def _not_delivered(lost: NotDelivered) -> Gap:
-    words = ["cfrw", "resend", "--since", instant(lost.since), "--until", instant(lost.until)]
+def _not_delivered(lost: NotDelivered, now: float) -> Gap:
+    # The window of facts may last still.
+    words = ["cfrw", "resend", "--since", instant(lost.since), "--until", instant(min(lost.until, now))]
     words += ["--zone", lost.scope, "--dataset", lost.dataset, "--destination", lost.destination]
     status = "" if lost.status is None else f"HTTP {lost.status}: "
     return Gap(

@@ -2,6 +2,7 @@ from array import array
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -17,12 +18,14 @@ from worker.ledger import (
     Ledger,
     Scope,
     capture,
+    prune,
     record_denials,
     record_holes,
     record_scopes,
     register_destinations,
 )
 from worker.series import label_block
+from worker.times import instant
 
 SETTINGS = CloudflareSettings(api_token=SecretStr("canary"), delay_seconds=600, replay_hours=4, backfill_max_hours=10)
 """What ended before a quarter past eight is older than automatic replay."""
@@ -47,8 +50,10 @@ class Scene:
         holes = [Hole("http_requests", tag(zone), Window(start, HOUR), reason, detail) for start in starts]
         await self.ledger.write(record_holes, holes, NOW)
 
-    async def gaps(self, *, zones: Sequence[str] = (), until: int = int(NOW), now: float = NOW) -> Gaps:
-        return await find_gaps(self.ledger, SETTINGS, [HTTP], since=T0, until=until, zones=zones, now=now)
+    async def gaps(self, *, until: int = int(NOW), now: float = NOW, retention_hours: int = 24, **more: Any) -> Gaps:
+        return await find_gaps(
+            self.ledger, SETTINGS, [HTTP], since=T0, until=until, retention_hours=retention_hours, now=now, **more
+        )
 
 
 @pytest.fixture
@@ -75,7 +80,7 @@ async def test_nothing_is_missing_where_everything_was_captured_and_delivered(sc
     for zone in (1, 2):
         await scene.captured(zone, hours(0, 12))
     await acknowledge_all(scene.ledger)
-    assert await scene.gaps() == Gaps((), 2), "the windows of this hour are not over yet"
+    assert await scene.gaps() == Gaps((), 2, T0), "the windows of this hour are not over yet"
 
 
 async def test_windows_of_zones_that_lack_the_same_are_one_gap_by_what_became_of_them(scene: Scene) -> None:
@@ -154,7 +159,7 @@ async def test_windows_that_are_not_final_are_not_due(scene: Scene) -> None:
     for zone in (1, 2):
         await scene.captured(zone, hours(0, 11))
     await acknowledge_all(scene.ledger)
-    assert await scene.gaps(until=T0 + 12 * HOUR, now=NOW - 600) == Gaps((), 2)
+    assert await scene.gaps(until=T0 + 12 * HOUR, now=NOW - 600) == Gaps((), 2, T0)
 
 
 async def test_a_window_is_due_once_its_delay_has_passed_and_not_a_second_before(scene: Scene) -> None:
@@ -162,3 +167,37 @@ async def test_a_window_is_due_once_its_delay_has_passed_and_not_a_second_before
     found = await scene.gaps(until=T0 + HOUR, now=T0 + HOUR + 600)
     assert found.not_final == 0
     assert told(found) == [(Cause.WAITING, BOTH, 0, 1, 2, "")]
+
+
+async def test_what_the_ledger_deletes_when_it_is_delivered_is_not_called_missing(scene: Scene) -> None:
+    for zone in (1, 2):
+        await scene.captured(zone, hours(0, 12))
+    await acknowledge_all(scene.ledger)
+    await scene.ledger.write(prune, ended_before=NOW - 6 * HOUR)
+    found = await scene.gaps(retention_hours=6)
+    assert (found.gaps, found.since) == ((), int(NOW) - 6 * HOUR)
+
+
+async def test_what_was_not_delivered_of_zones_and_datasets_that_are_not_collected_any_more_is_a_gap(
+    scene: Scene,
+) -> None:
+    for zone in (1, 2):
+        await scene.captured(zone, hours(0, 12))
+    fact = Bucket("certificates", tag(2), Window(T0 + 12 * HOUR, HOUR), int(NOW) * 1000, (b"",), array("d", [1.0]))
+    await scene.ledger.write(capture, [fact], NOW)
+    await scene.ledger.write(record_scopes, [], NOW)
+    first, *others, last = await pending_ids(scene.ledger)
+    await scene.ledger.write(refuse_whole, "prom", [first, last], status=400, reason="no")
+    await acknowledge_all(scene.ledger, "prom", others)
+
+    found = (await scene.gaps(until=int(NOW))).gaps
+
+    assert [(gap.dataset, gap.scopes) for gap in found] == [
+        ("http_requests", ("zone1.example",)),
+        ("certificates", ("zone2.example",)),
+    ]
+    assert found[1].command is not None
+    assert f"--until {instant(NOW)}" in found[1].command, "not a time to come"
+    assert [gap.dataset for gap in (await scene.gaps(until=int(NOW), datasets=["certificates"])).gaps] == [
+        "certificates"
+    ]

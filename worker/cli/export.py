@@ -156,7 +156,7 @@ async def _export(
     try:
         destinations = (wanted.destination,) if wanted.destination else ()
         named = Resend(wanted.since, wanted.until, wanted.zones, wanted.datasets, destinations, wanted.metrics)
-        await require_names(ledger, settings, named, now)
+        await require_names(ledger, settings, named)
         _hint_at_labels(settings, wanted)
         exporter = Exporter(
             ledger,

@@ -8,7 +8,8 @@ from textwrap import shorten
 
 import click
 
-from worker.cli.options import EXIT_INCOMPLETE, config_option, json_option, past_moment, require_known, settings_of
+from worker.cli.options import EXIT_INCOMPLETE, config_option, json_option, past_moment, settings_of
+from worker.cli.resend import require_names
 from worker.cli.tables import (
     MOST_ROWS,
     new_table,
@@ -25,7 +26,7 @@ from worker.config import Settings
 from worker.datasets import catalogue_of, chosen
 from worker.errors import UsageError
 from worker.gaps import Cause, Gap, Gaps, find_gaps
-from worker.ledger import Ledger, present_scopes
+from worker.ledger import Ledger, Resend
 from worker.times import instant
 
 # The first sentence of what was said tells what is wrong.
@@ -70,24 +71,35 @@ def gaps(
         print_json(found)
     else:
         _print(found)
+        if first < found.since:
+            click.echo(
+                f"what is older than {instant(found.since)} was not looked at: the ledger deletes it once it is"
+                f" delivered (LEDGER_RETENTION_HOURS={settings.ledger.retention_hours})"
+            )
     if any(gap.cause not in _IS_FINE for gap in found.gaps):
         sys.exit(EXIT_INCOMPLETE)
 
 
 async def _find(settings: Settings, within: range, zones: Sequence[str], datasets: Sequence[str], now: float) -> Gaps:
-    collected = chosen(settings.cloudflare, catalogue_of(settings.cloudflare)).datasets
-    require_known("--dataset", datasets, [each.name for each in collected])
+    retention_hours = settings.ledger.retention_hours
+    if within.stop <= now - retention_hours * 3600:
+        msg = (
+            f"all windows before {instant(within.stop)} are older than the ledger keeps buckets"
+            f" (LEDGER_RETENTION_HOURS={retention_hours}), so that it cannot tell what is missing"
+        )
+        raise UsageError(msg)
     ledger = Ledger.open_read_only(settings.ledger.path)
     try:
-        known = await ledger.read(present_scopes)
-        require_known("--zone", zones, [*(each.name for each in known), *(each.tag for each in known)])
+        await require_names(ledger, settings, Resend(within.start, within.stop, tuple(zones), tuple(datasets)))
         return await find_gaps(
             ledger,
             settings.cloudflare,
-            [each for each in collected if not datasets or each.name in datasets],
+            chosen(settings.cloudflare, catalogue_of(settings.cloudflare)).datasets,
             since=within.start,
             until=within.stop,
             zones=zones,
+            datasets=datasets,
+            retention_hours=retention_hours,
             now=now,
         )
     finally:

@@ -24,7 +24,7 @@ from worker.cloudflare import FACT_SETS
 from worker.config import DestinationSettings, Settings
 from worker.datasets import catalogue_of, metadata_of
 from worker.errors import UsageError
-from worker.ledger import Ledger, Resend, ResendCount, ResendResult, plan_resend, scope_reports, stamped_before
+from worker.ledger import Ledger, Resend, ResendCount, ResendResult, all_scopes, plan_resend, stamped_before
 from worker.remote_write import query_url
 from worker.times import instant, span
 
@@ -158,7 +158,7 @@ async def _plan(settings: Settings, wanted: Resend, now: float) -> Plan:
     """What a resend would send, after a look at whether what it names exists."""
     ledger = Ledger.open_read_only(settings.ledger.path)
     try:
-        await require_names(ledger, settings, wanted, now)
+        await require_names(ledger, settings, wanted)
         for destination in settings.destinations if wanted.only_missing else ():
             if not wanted.destinations or destination.name in wanted.destinations:
                 query_url(destination)  # ConfigError where it does not say where to read
@@ -177,14 +177,11 @@ async def _plan(settings: Settings, wanted: Resend, now: float) -> Plan:
         await ledger.close()
 
 
-async def require_names(ledger: Ledger, settings: Settings, wanted: Resend, now: float) -> None:
-    """UsageError where something that a repair names does not exist."""
-    # Reports of no time at all: they name every zone, those that have disappeared included.
-    scopes = await ledger.read(scope_reports, since=now, final_until=now)
-    # A zone is there once for each width that its windows ever had.
-    known_zones = dict.fromkeys([*(scope.name for scope in scopes), *(scope.tag for scope in scopes)])
+async def require_names(ledger: Ledger, settings: Settings, wanted: Resend) -> None:
+    """UsageError where something that a repair names does not exist; what has disappeared does."""
+    scopes = await ledger.read(all_scopes)
     catalogue = catalogue_of(settings.cloudflare)
-    require_known("--zone", wanted.zones, list(known_zones))
+    require_known("--zone", wanted.zones, [*(scope.name for scope in scopes), *(scope.tag for scope in scopes)])
     require_known("--dataset", wanted.datasets, [*catalogue, *FACT_SETS])
     require_known("--metric", wanted.metrics, list(metadata_of(catalogue)))
     require_known("--destination", wanted.destinations, [each.name for each in settings.destinations])

@@ -99,7 +99,7 @@ def verify(
     if wanted.since >= wanted.until:
         msg = f"nothing lies between --since {instant(wanted.since)} and --until {instant(wanted.until)}"
         raise UsageError(msg)
-    plan = asyncio.run(_plan(settings, wanted, now))
+    plan = asyncio.run(_plan(settings, wanted))
     if dry_run:
         _print_plan(plan, as_json=as_json)
         return
@@ -150,11 +150,11 @@ def _is_healed(result: VerifyResult, healed: Job) -> bool:
     return is_delivered(healed, outcome) and not others
 
 
-async def _plan(settings: Settings, wanted: Verify, now: float) -> Plan:
+async def _plan(settings: Settings, wanted: Verify) -> Plan:
     """What would be read, after a look at whether what it names exists and can be read from."""
     ledger = Ledger.open_read_only(settings.ledger.path)
     try:
-        await require_names(ledger, settings, same_of_resend(wanted), now)
+        await require_names(ledger, settings, same_of_resend(wanted))
         urls = {
             each.name: shown_url(str(query_url(each)))
             for each in settings.destinations

@@ -111,7 +111,7 @@ def verify(
     if not as_json:
         print_verified(result)
     healed = None
-    if repairs and any(count.missing for count in result.totals) and not found.is_open:
+    if repairs and any(count.missing for count in result.totals) and found.state is JobState.DONE:
         healed = carry_out(
             settings,
             redactor,
@@ -120,7 +120,7 @@ def verify(
             total=total,
             on_interrupt=on_interrupt,
         )
-        is_good = _is_healed(result, healed) and found.state is JobState.DONE
+        is_good = _is_healed(result, healed)
         if not as_json:
             outcome = healed.result if isinstance(healed.result, ResendResult) else ResendResult()
             print_counts("What became of it", outcome.outcome)

@@ -256,3 +256,14 @@ async def test_what_was_refused_of_another_metric_stays_refused_when_one_is_sent
     await acknowledge_all(scene.ledger)
 
     assert states_of(await scene.ledger.read(delivery_counts)) == {"acknowledged": HOURS, "partial": 1}
+
+
+async def test_a_destination_that_whoever_holds_the_ledger_does_not_know_is_told_and_not_taken_for_whole(
+    scene: Scene,
+) -> None:
+    verified = await scene.verified(replace(EVERYTHING, destinations=("added_today",)))
+    assert not verified.is_good
+    assert [each.destination for each in verified.not_read] == ["added_today"]
+    resent = (await scene.carried_out(Resend(T0, T0 + 9 * HOUR, destinations=("added_today",)))).result
+    assert isinstance(resent, ResendResult)
+    assert resent.outcome == (ResendCount("added_today", "not configured", 0, 0),)

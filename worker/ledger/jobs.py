@@ -137,8 +137,8 @@ class Import:
 class ResendCount:
     """How much of what a resend concerns is in one state at one destination.
 
-    state: that of the delivery, `never queued` for buckets that the destination was never to get, or `already there`
-           for samples that were read back.
+    state: that of the delivery, `never queued` for buckets that the destination was never to get, `already there` for
+           samples that were read back, or `not configured` where whoever carries it out knows no such destination.
     """
 
     destination: str

@@ -14,6 +14,7 @@ from worker.ledger import (
     ResendCount,
     ResendResult,
     Undelivered,
+    destination_numbers,
     finish,
     keep_progress,
     not_delivered,
@@ -23,7 +24,7 @@ from worker.ledger import (
     resent,
 )
 from worker.remote_write import Later
-from worker.repair.step import Step
+from worker.repair.step import NOT_CONFIGURED, Step
 from worker.verification import END, Look, Looked, Verification
 
 
@@ -58,9 +59,19 @@ class Resender:
         result = result or ResendResult()
         outcome = await self._ledger.read(resent, job.job_id)
         reasons = await self._ledger.read(not_delivered, job.job_id)
-        result = replace(result, outcome=(*outcome, *result.read_back), reasons=(*reasons, *result.reasons))
+        now = self._clock.now()
+        unknown = sorted({*resend.destinations} - (await self._ledger.read(destination_numbers)).keys())
+        result = replace(
+            result,
+            outcome=(*outcome, *result.read_back, *(ResendCount(name, "not configured", 0, 0) for name in unknown)),
+            reasons=(
+                *reasons,
+                *result.reasons,
+                *(Undelivered(name, "not configured", 0, int(now), None, NOT_CONFIGURED) for name in unknown),
+            ),
+        )
         state = JobState.DONE if is_through else JobState.CANCELLED
-        await self._ledger.write(finish, job.job_id, state, result, self._clock.now())
+        await self._ledger.write(finish, job.job_id, state, result, now)
         return Step.ENDED
 
     async def _queue_missing(self, job: Job, resend: Resend) -> None:

@@ -5,6 +5,11 @@ from typing import Protocol
 
 from worker.ledger import Job
 
+NOT_CONFIGURED = (
+    "the worker that holds the ledger has no destination of this name in its settings, which it reads at its start"
+)
+"""Why a destination that a repair names gets nothing, and is not read back."""
+
 
 class Step(Enum):
     """What came of one step."""

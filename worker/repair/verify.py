@@ -13,11 +13,12 @@ from worker.ledger import (
     Progress,
     Verify,
     VerifyResult,
+    destination_numbers,
     finish,
     keep_progress,
 )
 from worker.remote_write import Later
-from worker.repair.step import Step
+from worker.repair.step import NOT_CONFIGURED, Step
 from worker.verification import Looked, Verification
 
 
@@ -37,6 +38,8 @@ class Verifier:
         look = None if job.cancel_asked else await self._verification.look(verify, job.progress.after)
         if look is None:
             state = JobState.CANCELLED if job.cancel_asked else JobState.DONE
+            unknown = sorted({*verify.destinations} - (await self._ledger.read(destination_numbers)).keys())
+            result = replace(result, not_read=(*result.not_read, *(NotRead(name, NOT_CONFIGURED) for name in unknown)))
             await self._ledger.write(finish, job.job_id, state, result, self._clock.now())
             return Step.ENDED
         done = job.progress.done

@@ -1049,6 +1049,8 @@ def test_the_journal_lists_repairs_and_shows_one(scene: Scene) -> None:
     ("arguments", "told"),
     [
         (["7"], "there is no repair 7; `cfrw journal` lists those on record"),
+        (["9" * 20], "is not in the range"),
+        (["--newest", "9" * 20], "is not in the range"),
         (["--cancel"], "--cancel needs the number of a repair"),
         (["1", "--cancel"], "repair 1 has ended (done); there is nothing to cancel"),
     ],

@@ -22,6 +22,7 @@ from worker.ledger import (
     ExportResult,
     ImportResult,
     Job,
+    JobState,
     Ledger,
     ResendResult,
     VerifyResult,
@@ -32,11 +33,14 @@ from worker.ledger import (
 from worker.report import asked_for, outcome_of
 from worker.times import instant
 
+# Of SQLite's integers.
+_LARGEST = 2**63 - 1
+
 
 @click.command()
-@click.argument("number", type=click.IntRange(1), required=False)
+@click.argument("number", type=click.IntRange(1, _LARGEST), required=False)
 @config_option
-@click.option("--newest", default=20, show_default=True, type=click.IntRange(1), help="How many are listed.")
+@click.option("--newest", default=20, show_default=True, type=click.IntRange(1, _LARGEST), help="How many are listed.")
 @click.option("--cancel", "cancels", is_flag=True, help="Ask whoever carries repair NUMBER out to end it.")
 @json_option
 def journal(number: int | None, *, config_file: Path | None, newest: int, cancels: bool, as_json: bool) -> None:
@@ -76,7 +80,10 @@ async def _cancel(path: Path, number: int) -> Job:
     try:
         found = _known(await ledger.read(job, number), number)
         if not await ledger.write(ask_to_cancel, number, SystemClock().now()):
-            msg = f"repair {number} has ended ({found.state}); there is nothing to cancel"
+            if found.state is JobState.STAGING:
+                msg = f"import {number} is not asked for yet: end its command, and nothing of it is imported"
+            else:
+                msg = f"repair {number} has ended ({found.state}); there is nothing to cancel"
             raise UsageError(msg)
         return _known(await ledger.read(job, number), number)
     finally:

@@ -7,6 +7,8 @@ same dataset, scopes and time, and the piece has not, is not in the ledger.
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import merge
+from operator import itemgetter
 
 import msgspec
 
@@ -114,12 +116,18 @@ def next_piece(
 def _windows(session: Session, place: Place, until: int, most_samples: int) -> tuple[list[int], int, int]:
     """The next buckets of a dataset and scope, how many samples they have, and from which start on others follow."""
     dataset_id, scope_id, since = place
+    pair = {"dataset_id": dataset_id, "scope_id": scope_id}
+    widths: list[int] = []
+    while width_seconds := session.number("next_width", **pair, width_seconds=widths[-1] if widths else 0):
+        widths.append(width_seconds)
+    windows = (
+        session.rows("windows_of_pair", **pair, width_seconds=width_seconds, since=since, until=until)
+        for width_seconds in widths
+    )
     numbers: list[int] = []
     samples = 0
     last = since
-    for number, start, count in session.rows(
-        "windows_of_pair", dataset_id=dataset_id, scope_id=scope_id, since=since, until=until
-    ):
+    for number, start, count in merge(*windows, key=itemgetter(1)):
         if numbers and start != last and samples + count > most_samples:
             return numbers, samples, start
         numbers.append(number)

@@ -366,11 +366,16 @@ WHERE (dataset_id, scope_id) > (:dataset_id, :scope_id)
 ORDER BY dataset_id, scope_id
 LIMIT 1
 
+-- name: next_width
+SELECT min(width_seconds) FROM bucket
+WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds > :width_seconds
+
+-- Of one width the index has them in order: whoever needs the first ones reads no others.
 -- name: windows_of_pair
 SELECT id, start, length(sample_values) / 8 FROM bucket
-WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND start >= :since AND start < :until
-    AND length(sample_values) > 0
-ORDER BY start, id
+WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds
+    AND start >= :since AND start < :until AND length(sample_values) > 0
+ORDER BY start
 
 -- name: held
 SELECT

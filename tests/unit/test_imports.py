@@ -189,3 +189,16 @@ async def test_an_import_waits_while_the_ledger_is_full(ledger: Ledger) -> None:
     assert (await found(ledger, number)).progress.note == "waits: the ledger has reached LEDGER_MAX_BYTES"
     assert await repairer(ledger).step_all()
     assert (await found(ledger, number)).progress.note == ""
+
+
+async def test_an_import_of_which_rows_were_lost_ends_and_tells_it(ledger: Ledger) -> None:
+    number = await staged(ledger)
+    await ledger.write(release, number, NOW)
+    await ledger.write(lambda session: session._connection.execute("DELETE FROM staged WHERE id = 2"))
+    carried_out = repairer(ledger)
+    await carried_out.step_all()
+    await acknowledge_all(ledger)
+    await carried_out.step_all()
+    ended = await found(ledger, number)
+    assert isinstance(ended.result, ImportResult)
+    assert (ended.state, ended.result.buckets, ended.result.damaged) == ("done", 5, 1)

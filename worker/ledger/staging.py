@@ -140,15 +140,18 @@ def capture_staged(session: Session, job: Job, now: float, *, most: int) -> bool
     captured = capture(session, [bucket for _, bucket in rows if bucket is not None], now, job_id=job.job_id)
     session.many("unstage", ({"id": number} for number, _ in rows))
     before = job.result if isinstance(job.result, ImportResult) else ImportResult()
+    done = job.progress.done + len(rows)
+    # Behind the last row nothing follows, whatever a damaged file has lost of them.
+    lost = max(0, job.progress.total - done) if len(rows) < most else 0
     result = replace(
         before,
         buckets=before.buckets + captured.buckets,
         samples=before.samples + captured.samples,
         unchanged=before.unchanged + captured.unchanged,
         differing=before.differing + captured.drifted,
-        damaged=before.damaged + sum(bucket is None for _, bucket in rows),
+        damaged=before.damaged + sum(bucket is None for _, bucket in rows) + lost,
     )
-    progress = Progress(job.progress.done + len(rows), job.progress.total)
+    progress = Progress(done + lost, job.progress.total)
     keep_progress(session, job.job_id, progress, result)
     return len(rows) < most
 

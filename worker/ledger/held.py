@@ -86,6 +86,8 @@ def next_piece(
     wanted_scopes = {row[0] for row in session.rows("scopes_named", names=_json(zones))} if zones else None
     wanted_datasets = {row[0] for row in session.rows("datasets_named", names=_json(datasets))} if datasets else None
     dataset_id, scope_id, start = place or (0, 0, until)
+    # The rest of a scope, whose beginning was in the piece before: nothing else may be in one piece with it.
+    is_rest = since < start < until
     chosen: list[int] = []
     samples = scopes = 0
     for _ in range(_MOST_PAIRS):
@@ -108,7 +110,7 @@ def next_piece(
         samples += count
         scopes += bool(numbers)
         start = after
-        if start < until or samples >= most_samples or scopes == _MOST_SCOPES:
+        if start < until or samples >= most_samples or scopes == _MOST_SCOPES or is_rest:
             break
     return _piece(session, destination, chosen, (dataset_id, scope_id, start))
 

@@ -56,7 +56,7 @@ async def walk(ledger: Ledger, most_samples: int, **more: object) -> list[Piece]
     return pieces
 
 
-@pytest.mark.parametrize("most_samples", [1, 7, 9, 12, 15, 20, 10_000])
+@pytest.mark.parametrize("most_samples", [1, 5, 7, 8, 9, 12, 13, 15, 18, 20, 10_000])
 async def test_a_walk_comes_by_every_bucket_once_in_rectangles(ledger: Ledger, most_samples: int) -> None:
     numbers = random.Random(most_samples)
     captured = [

@@ -10,7 +10,16 @@ import click
 from rich.table import Table
 
 from worker.cli.options import config_option, json_option, require_known
-from worker.cli.tables import count_of, new_table, number_column, print_json, terminal, text_column, word_column
+from worker.cli.tables import (
+    count_of,
+    new_table,
+    number_column,
+    print_json,
+    print_table,
+    terminal,
+    text_column,
+    word_column,
+)
 from worker.cloudflare import SchemaCheck
 from worker.datasets import (
     DatasetListing,
@@ -58,7 +67,7 @@ def datasets(config_file: Path | None, *, schema_file: Path | None, zone: str | 
     for scope in dict.fromkeys(each.scope for each in listed):
         of_scope = [each for each in listed if each.scope == scope]
         console.print(f"{len(of_scope)} datasets of {scope}s; * is collected\n", soft_wrap=True)
-        console.print(_listed(of_scope))
+        print_table(_listed(of_scope))
         for each in of_scope:
             for reason, count in each.denied.items():
                 console.print(f"{each.name}: denied to {count_of(scope, count)}: {reason}", soft_wrap=True)
@@ -94,7 +103,7 @@ def _datasets_of(zone: str, config_file: Path | None, *, as_json: bool) -> None:
         for each in scope.datasets:
             since = "" if each.denied_since is None else instant(each.denied_since)
             table.add_row(f"{each.dataset}{'*' if each.is_collected else ''}", since, each.reason or "")
-        console.print(table)
+        print_table(table)
 
 
 def _check_datasets(found: SchemaCheck, *, as_json: bool) -> None:

@@ -14,12 +14,13 @@ from worker.cli.tables import (
     MOST_ROWS,
     new_table,
     number_column,
+    period_column,
     print_json,
     print_line,
+    print_table,
     rest,
     terminal,
     text_column,
-    word_column,
 )
 from worker.clock import SystemClock
 from worker.config import Settings
@@ -112,16 +113,16 @@ def _print(found: Gaps) -> None:
         table = new_table(
             text_column("dataset"),
             text_column("zones or accounts"),
-            word_column("from"),
-            word_column("to"),
+            period_column("time"),
             number_column("windows"),
             text_column("why"),
         )
         for gap in found.gaps[:MOST_ROWS]:
             why = gap.cause if gap.destination is None else f"{gap.cause} to {gap.destination}"
-            table.add_row(gap.dataset, _names(gap), instant(gap.since), instant(gap.until), f"{gap.windows:,}", why)
-        console.print(table)
-        print_line(console, rest(len(found.gaps)))
+            when = f"{instant(gap.since)} to {instant(gap.until)}"
+            table.add_row(gap.dataset, _names(gap), when, f"{gap.windows:,}", why)
+        print_table(table)
+        click.echo(rest(len(found.gaps)), nl=False)
         for gap in found.gaps[:MOST_ROWS]:
             if gap.detail:
                 detail = shorten(gap.detail, _MOST_DETAIL_CHARACTERS, placeholder="…")

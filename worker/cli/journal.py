@@ -12,7 +12,17 @@ from worker.cli.export import print_left_out
 from worker.cli.imports import print_imported
 from worker.cli.options import config_option, json_option
 from worker.cli.repair import print_counts, print_reasons
-from worker.cli.tables import new_table, number_column, print_json, print_line, terminal, text_column, word_column
+from worker.cli.tables import (
+    new_table,
+    number_column,
+    period_column,
+    print_json,
+    print_line,
+    print_table,
+    terminal,
+    text_column,
+    word_column,
+)
 from worker.cli.verify import print_verified
 from worker.clock import SystemClock
 from worker.datasets import ledger_path_of
@@ -105,11 +115,15 @@ def _print_all(found: Sequence[Job], *, as_json: bool) -> None:
         click.echo("no repair is on record")
         return
     table = new_table(
-        number_column("repair"), word_column("asked at"), text_column("what"), text_column("by"), text_column("outcome")
+        number_column("repair"),
+        word_column("asked at"),
+        period_column("what"),
+        text_column("by"),
+        text_column("outcome"),
     )
     for each in found:
         table.add_row(str(each.job_id), instant(each.asked_at), asked_for(each), each.asked_by, outcome_of(each))
-    terminal().print(table)
+    print_table(table)
 
 
 def _print_one(found: Job) -> None:

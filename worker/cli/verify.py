@@ -17,6 +17,7 @@ from worker.cli.tables import (
     number_column,
     print_json,
     print_line,
+    print_table,
     rest,
     terminal,
     text_column,
@@ -177,19 +178,21 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
 def print_verified(result: VerifyResult) -> None:
     """What is not as it should be, by metric and zone, and the totals of each destination."""
     kinds = ("equal", "missing", "different", "extra", "duplicated", "undelivered")
-    numbers = [number_column(kind) for kind in kinds]
     if result.unequal:
+        # Beside names as long as those of metrics there is no room for columns of zeros.
+        found = [kind for kind in kinds if any(getattr(count, kind) for count in result.unequal)]
+        numbers = [number_column(kind) for kind in found]
         table = new_table(word_column("destination"), text_column("metric"), text_column("zone"), *numbers)
         for count in result.unequal[:MOST_ROWS]:
-            table.add_row(count.destination, count.metric, count.zone, *_numbers(count, kinds))
+            table.add_row(count.destination, count.metric, count.zone, *_numbers(count, found))
         click.echo("Not all as in the ledger:")
-        terminal().print(table)
+        print_table(table)
         click.echo(rest(len(result.unequal) + result.unlisted), nl=False)
     for example in result.examples:
-        found = f"found {', '.join(example.found)}" if example.found else "not there"
+        there = f"found {', '.join(example.found)}" if example.found else "not there"
         expected = "not in the ledger" if example.expected is None else f"ledger {example.expected}"
         line = f"{example.destination}: {example.finding}: {example.series} at {instant(example.timestamp_ms / 1000)}"
-        print_line(terminal(), f"{line}: {expected}, {found}")
+        print_line(terminal(), f"{line}: {expected}, {there}")
     if result.damaged:
         click.echo(f"{result.damaged:,} buckets of the ledger are damaged and say nothing")
     for each in result.not_read:

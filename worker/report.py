@@ -305,13 +305,15 @@ def outcome_of(job: Job) -> str:
                 "missing": sum(count.missing for count in totals),
                 "different": sum(count.different for count in totals),
                 "damaged buckets": job.result.damaged,
-                "destinations not read": len(job.result.not_read),
+                "of the destinations not read": len(job.result.not_read),
             }
             done += "".join(f", {number:,} {what}" for what, number in wrong.items() if number)
         case ImportResult(buckets=buckets):
             done = f"{buckets:,} buckets imported"
         case ExportResult(files=files, samples=samples):
-            done = f"{samples:,} samples in {files:,} files" if files else f"{samples:,} samples"
+            done = (
+                f"{samples:,} samples in {files:,} file{'' if files == 1 else 's'}" if files else f"{samples:,} samples"
+            )
         case None:
             done = ""
         case other:

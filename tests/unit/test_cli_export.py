@@ -170,7 +170,7 @@ def test_what_a_destination_has_not_got_is_exported_with_its_labels(scene: Scene
     assert waiting.timestamp_ms not in samples
 
     plain = scene.cfrw(*options)
-    assert "prom gets others" in plain.stderr
+    assert "are sent to prom: --destination" in plain.stderr
     (scene.folder / "text").write_bytes(plain.stdout_bytes)
     assert content_in(scene.folder / "text") == content_of(buckets)
 
@@ -243,7 +243,7 @@ def test_samples_that_prometheus_has_in_its_head_are_warned_of(scene: Scene) -> 
         (["--from", "2d", "--block-hours", "3"], "--block-hours 3 has to be even"),
         (["--from", "2d", "--max-bytes", "1"], "--max-bytes 1: must be at least"),
         (["--from", "2d", "--max-bytes", "1GiB", "--output", "-"], "standard output is one"),
-        (["--from", "2d", "--output", "/nowhere/out"], "cannot be written: No such file or directory"),
+        (["--from", "2d", "--output", "/nowhere/out"], "cannot be written to /nowhere/out: No such file"),
     ],
 )
 def test_what_cannot_be_exported_is_one_message_and_nothing_is_done(

@@ -2,7 +2,15 @@ import pytest
 from rich.console import Console
 
 from worker.cli import tables
-from worker.cli.tables import new_table, number_column, period_column, print_table, text_column, word_column
+from worker.cli.tables import (
+    new_table,
+    number_column,
+    period_column,
+    print_hanging,
+    print_table,
+    text_column,
+    word_column,
+)
 
 PERIOD = "2026-01-06T03:00:00Z to 2026-01-06T05:00:00Z"
 
@@ -39,3 +47,18 @@ def test_a_name_longer_than_any_terminal_has_room_for_is_broken(
     rows = capsys.readouterr().out.splitlines()[2:]
     assert "".join(row.split()[0] for row in rows) == name
     assert max(map(len, rows)) <= 40
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "lines"),
+    [(True, ["ok  token  it reads all the zones of", "           the accounts"]), (False, None)],
+)
+def test_a_finding_goes_on_below_itself_on_a_terminal_and_is_one_line_elsewhere(
+    *, is_terminal: bool, lines: list[str] | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console(width=38, force_terminal=is_terminal, markup=False, highlight=False)
+    monkeypatch.setattr(tables, "terminal", lambda: console)
+
+    print_hanging("ok  token  ", "it reads all the zones of the accounts")
+
+    assert capsys.readouterr().out.splitlines() == (lines or ["ok  token  it reads all the zones of the accounts"])

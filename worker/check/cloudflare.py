@@ -150,7 +150,7 @@ async def _token(name: str, api: CloudflareApi, clock: Clock) -> Finding:
             return failure(TOKEN, f"Cloudflare refuses it: {message}", f"set {setting} to a token that is active")
         case TokenUnknown(failure=unknown):
             what = f"Cloudflare could not be asked about it: {unknown.message}"
-            return failure(TOKEN, what, "see whether this machine reaches CF_API_URL")
+            return failure(TOKEN, what, "see whether CF_API_URL is right, and whether this machine reaches it")
         case never:
             assert_never(never)
 
@@ -200,7 +200,9 @@ def _listing_findings(
             elif zones and not free:
                 yield warning(ZONES, what, "leave this token out, or give it zones of its own")
             elif not seen:
-                yield failure(ZONES, "the token reads no active zone", "give it Zone > Zone > Read for the zones")
+                of_whom = " of CF_ACCOUNTS" if settings.accounts else ""
+                to_do = "give it Zone > Zone > Read for the zones"
+                yield failure(ZONES, f"the token reads no active zone{of_whom}", to_do)
             else:
                 yield failure(ZONES, what, "look at CF_ACCOUNTS, CF_ZONES, CF_EXCLUDE_ZONES and CF_SHARD")
             yield from map(_unmatched_finding, unmatched)
@@ -280,7 +282,7 @@ def _entitlement_findings(
             told_of = f", the first of {len(of_kind):,}" if asked < len(of_kind) else ""
             yield ok(TOKEN, f"it reads the analytics of {_counted(asked, kind)}{told_of}")
         if beyond := sum(tag not in remembered for tag in list(of_kind)[asked:]):
-            what = f"{_counted(beyond, kind)} were not looked at: they are when the worker starts"
+            what = f"{_counted(beyond, kind)} not looked at yet: that is done when the worker starts"
             yield skipped(DATASETS, what)
     free: list[str] = []
     for each in _all_of(collected):

@@ -101,7 +101,7 @@ async def look_at_dashboards(
         return
     now_ms = int(clock.now() * 1000)
     own = await reader.read(Selector(OWN, {}), now_ms - _OWN_SECONDS * 1000, now_ms)
-    scrape = "let it scrape /metrics of the worker, or somebody whose samples it has"
+    scrape = "have /metrics of the worker scraped there, or by a Prometheus that writes there"
     yield _finding(destination, "of the worker itself", OWN, own, scrape)
     if isinstance(own, Later):
         return

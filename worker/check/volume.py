@@ -109,7 +109,9 @@ def _volume_room(settings: LedgerSettings, volume: Volume, may_grow_bytes: int) 
         yield ok(SECTION, f"{free}, and the ledger may grow by {_size(may_grow_bytes)}")
         return
     fitting = max(0, settings.max_bytes - may_grow_bytes + volume.free_bytes)
-    to_do = f"make room, or set LEDGER_MAX_BYTES to {fitting // _MIB}MiB or less"
+    to_do = "make room"
+    if fitting >= _MIB:
+        to_do += f", or set LEDGER_MAX_BYTES to {fitting // _MIB}MiB or less"
     yield warning(SECTION, f"{free}, but the ledger may grow by {_size(may_grow_bytes)}", to_do)
 
 

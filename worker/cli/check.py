@@ -12,7 +12,7 @@ from worker.app import api_of
 from worker.check import DESTINATION, Finding, State, failure, look, ok, skipped, warning
 from worker.cli.options import EXIT_INCOMPLETE, config_option, json_option, settings_of, start_logging
 from worker.cli.repair import carry_out, is_delivered
-from worker.cli.tables import new_table, print_json, print_line, terminal, text_column, word_column
+from worker.cli.tables import new_table, print_hanging, print_json, terminal, text_column, word_column
 from worker.clock import SystemClock
 from worker.config import DestinationSettings, Settings, describe
 from worker.datasets import Chosen, catalogue_of, chosen
@@ -62,7 +62,6 @@ class _Shown:
         self.findings: list[Finding] = []
         self._redactor = redactor
         self._is_quiet = is_quiet
-        self._console = terminal()
 
     def add(self, found: Finding) -> None:
         # Every part keeps secrets out of its words; nothing is told in spite of that.
@@ -70,7 +69,7 @@ class _Shown:
         self.findings.append(finding)
         if not self._is_quiet:
             to_do = f" -> {finding.to_do}" if finding.to_do else ""
-            print_line(self._console, f"{finding.state:8} {finding.section:12} {finding.what}{to_do}")
+            print_hanging(f"{finding.state:8} {finding.section:12} ", f"{finding.what}{to_do}")
 
     def count(self, state: State) -> int:
         return sum(finding.state is state for finding in self.findings)

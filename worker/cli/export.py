@@ -145,7 +145,7 @@ def export(
     try:
         asyncio.run(_export(settings, wanted, how, hours=hours, max_bytes=size, reason=why, now=now))
     except OSError as error:
-        msg = f"the export cannot be written: {error.strerror or error}; nothing is left of it"
+        msg = f"the export cannot be written to {wanted.output}: {error.strerror or error}; nothing is left of it"
         raise UsageError(msg) from error
 
 
@@ -213,8 +213,8 @@ def _hint_at_labels(settings: Settings, wanted: Export) -> None:
     renamed = [each.name for each in settings.destinations if each.external_labels or each.write_relabel_configs]
     if renamed and not wanted.destination:
         click.echo(
-            f"The labels are those of the ledger; {', '.join(renamed)} gets others (external_labels or"
-            " write_relabel_configs), which --destination gives the export, too.",
+            f"The labels are those of the ledger. Others, by external_labels or write_relabel_configs, are sent to"
+            f" {', '.join(renamed)}: --destination gives the export those of one.",
             err=True,
         )
 
@@ -262,7 +262,8 @@ def _is_settled(exported: Exported, now: float) -> bool:
 def _tell(wanted: Export, how: str, exported: Exported, now: float) -> None:
     """What was written; on standard error, as the text itself may be on standard output."""
     if not exported.files:
-        click.echo("nothing was captured that is meant; no file was written", err=True)
+        what = f"undelivered to {wanted.destination}" if wanted.undelivered else "captured"
+        click.echo(f"nothing of what is asked for is {what}; no file was written", err=True)
     elif wanted.output == "-":
         click.echo(f"{count_of('sample', exported.samples)} written", err=True)
     else:

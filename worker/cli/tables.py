@@ -1,6 +1,7 @@
 """How results look on a terminal: tables, lines that are never cut, and JSON."""
 
 import sys
+from textwrap import wrap
 
 import click
 import msgspec
@@ -75,6 +76,14 @@ def print_table(table: Table) -> None:
 def print_line(console: Console, text: str) -> None:
     # The terminal breaks a long line, and puts it together again when it is copied.
     console.print(text, soft_wrap=True)
+
+
+def print_hanging(lead: str, text: str) -> None:
+    """A line of which the text goes on below itself on a terminal; anything else gets it in one piece."""
+    console = terminal()
+    width = max(_LEAST_BROKEN_CHARACTERS, console.width - len(lead)) if console.is_terminal else sys.maxsize
+    lines = wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    print_line(console, lead + f"\n{' ' * len(lead)}".join(lines))
 
 
 def print_json(value: object) -> None:

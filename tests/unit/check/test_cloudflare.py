@@ -209,7 +209,7 @@ async def test_what_is_not_asked_for_now_is_known_from_the_ledger() -> None:
     assert "the analytics of 10 zones, the first of 25" in the(findings, "analytics").what
     # Of the first one Cloudflare says something newer.
     assert "denied to 1 of 25 zones: the plan lacks it" in the(findings, "denied to").what
-    assert the(findings, "3 zones were not looked at").state is State.SKIPPED
+    assert the(findings, "3 zones not looked at").state is State.SKIPPED
     assert "24 zones x 1 dataset" in the(findings, "every 1h").what
 
 

@@ -84,7 +84,7 @@ async def test_what_has_not_happened_yet_is_named_and_no_fault() -> None:
 async def test_where_nothing_of_it_is_there_it_is_a_warning_with_what_to_do() -> None:
     own, traffic = await looked(Reader())
     assert (own.state, traffic.state) == (State.WARNING, State.WARNING)
-    assert "scrape /metrics" in own.to_do
+    assert "/metrics of the worker scraped" in own.to_do
     assert "write_relabel_configs" in traffic.to_do
 
 

@@ -228,14 +228,15 @@ INSERT INTO refusal (destination_id, bucket_id, series_ids, status, reason, refu
 SELECT destination_id, bucket_id, :series_ids, :status, :reason, :now FROM delivery
 WHERE destination_id = :destination_id AND bucket_id = :bucket_id AND state IN ('partial', 'refused')
 
--- What is pending has refusals only where it is a part, and they are of samples beside that.
+-- What is pending has refusals only where a repair sends a part of it, and they are of samples beside that.
 -- name: acknowledge
 UPDATE delivery SET
     decided_at = :now,
     (state, status, reason) = (
         SELECT CASE WHEN count(*) THEN 'partial' ELSE 'acknowledged' END, max(refusal.status), max(refusal.reason)
         FROM refusal
-        WHERE refusal.bucket_id = delivery.bucket_id AND refusal.destination_id = delivery.destination_id
+        WHERE delivery.job_id IS NOT NULL
+            AND refusal.bucket_id = delivery.bucket_id AND refusal.destination_id = delivery.destination_id
     )
 WHERE destination_id = :destination_id AND bucket_id IN (SELECT value FROM json_each(:bucket_ids))
     AND state NOT IN ('partial', 'refused')

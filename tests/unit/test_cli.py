@@ -240,6 +240,7 @@ def test_without_a_command_the_help_is_shown() -> None:
     assert bare.stdout == CliRunner().invoke(main, ["--help"], prog_name="cfrw").stdout
     for command in COMMANDS:
         assert f"  {command} " in bare.stdout
+    assert "..." not in bare.stdout.partition("Commands:")[2], "a sentence is cut off"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

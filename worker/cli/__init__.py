@@ -17,9 +17,20 @@ from worker.cli import backfill, check, datasets, export, gaps, imports, journal
 from worker.cli.options import EXIT_INTERRUPTED, config_option
 from worker.errors import WorkerError
 
+# Longer than the first sentence of any command.
+_WHOLE_SENTENCE_CHARACTERS = 1000
+
 
 class Group(click.Group):
     """Turns the worker's own errors into one message and their exit code."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with a whole sentence each, which click would cut at the end of the line."""
+        names = self.list_commands(ctx)
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, self.commands[name].get_short_help_str(_WHOLE_SENTENCE_CHARACTERS)) for name in names]
+            )
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -118,9 +118,8 @@ async def _carry_out(settings: Settings, put_on_record: Callable[..., int], *, c
                 found = await _as_it_stands(worker.ledger, number)
                 display.show(found)
     if found.is_open:
-        click.echo(
-            f"repair {number} is not finished: a running worker goes on with it, else the next `cfrw run`", err=True
-        )
+        what = "ends when what it queued is delivered" if found.cancel_asked else "is not finished"
+        click.echo(f"repair {number} {what}: a running worker goes on with it, else the next `cfrw run`", err=True)
     return found
 
 

@@ -109,7 +109,7 @@ def verify(
     found = carry_out(settings, redactor, wanted, reason=reason, total=total, on_interrupt=on_interrupt)
     result = found.result if isinstance(found.result, VerifyResult) else VerifyResult()
     is_good = found.state is JobState.DONE and result.is_good
-    if not as_json:
+    if not as_json and (result.totals or not found.is_open):
         print_verified(result)
     healed = None
     if repairs and any(count.missing for count in result.totals) and found.state is JobState.DONE:

@@ -168,6 +168,15 @@ async def test_what_waits_or_was_refused_is_no_loss_and_what_waits_is_left_alone
     assert found.result.queued == (ResendCount("prom", "partial", 1, 3),)
     assert set(await pending_ids(scene.ledger)) == {waiting, partial}
 
+    await acknowledge_all(scene.ledger, "prom", [partial])
+    while await scene.repairer.step_all():
+        pass
+    found = await scene.ledger.read(job, number)
+    assert found is not None
+    assert isinstance(found.result, ResendResult)
+    assert found.state == "done"
+    assert ResendCount("prom", "pending", 1, 3) in found.result.outcome, "what waits is not there yet"
+
 
 async def test_series_that_relabelling_makes_one_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rules = [{"regex": "country", "action": "labeldrop"}]

@@ -317,7 +317,8 @@ def expire_too_old(
 def expire(session: Session, *, ended_before: float, now: float) -> int:
     """Give up what is pending since before the replay bound; return how many.
 
-    What a repair asked for has as long from then on as a window has from its end.
+    What a repair asked for waits as long as that is under way. Where it was cancelled, or ended without a decision on
+    all that it had queued, it has as long from then on, when it was asked for, as a window has from its end.
     """
     return session.change(
         "expire",

@@ -255,7 +255,10 @@ WHERE destination_id = :destination_id AND state = 'pending' AND segment < :stam
 UPDATE delivery SET state = 'expired', decided_at = :now, reason = :reason
 WHERE destination_id IN (SELECT id FROM destination WHERE gone_at IS NULL) AND state = 'pending'
     AND segment < :ended_before AND window_end < :ended_before
-    AND (job_id IS NULL OR (SELECT asked_at FROM job WHERE job.id = delivery.job_id) < :ended_before)
+    AND (job_id IS NULL OR (
+        SELECT asked_at < :ended_before AND (state NOT IN ('asked', 'running') OR cancel_asked_at IS NOT NULL)
+        FROM job WHERE job.id = delivery.job_id
+    ))
 
 -- name: prune_buckets
 DELETE FROM bucket WHERE id IN (
@@ -337,6 +340,21 @@ ORDER BY destination.name, delivery.state
 -- name: pending_of_job
 SELECT count(*) FROM delivery JOIN destination ON destination.id = delivery.destination_id
 WHERE delivery.job_id = :job_id AND delivery.state = 'pending' AND destination.gone_at IS NULL
+
+-- name: pending_between
+SELECT destination.name, 'pending', count(*), sum(delivery.sample_count)
+FROM destination
+CROSS JOIN delivery ON delivery.destination_id = destination.id
+CROSS JOIN bucket ON bucket.id = delivery.bucket_id
+CROSS JOIN scope ON scope.id = bucket.scope_id
+CROSS JOIN dataset ON dataset.id = bucket.dataset_id
+WHERE destination.gone_at IS NULL AND delivery.state = 'pending'
+    AND delivery.start >= :since AND delivery.start < :until
+    AND (:zones = '[]' OR EXISTS (SELECT 1 FROM json_each(:zones) WHERE value IN (scope.name, scope.tag)))
+    AND (:datasets = '[]' OR dataset.name IN (SELECT value FROM json_each(:datasets)))
+    AND (:destinations = '[]' OR destination.name IN (SELECT value FROM json_each(:destinations)))
+GROUP BY destination.id
+ORDER BY destination.name
 
 -- name: not_delivered_of_job
 SELECT

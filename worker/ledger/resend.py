@@ -89,6 +89,11 @@ def resent(session: Session, job_id: int) -> tuple[ResendCount, ...]:
     return tuple(ResendCount(*row) for row in session.rows("resent", job_id=job_id))
 
 
+def pending_between(session: Session, resend: Resend) -> tuple[ResendCount, ...]:
+    """What of a resend's range waits to be delivered, whoever asked for that."""
+    return tuple(ResendCount(*row) for row in session.rows("pending_between", **_bindings(resend)))
+
+
 def pending_of_job(session: Session, job_id: int) -> int:
     """How many deliveries that a repair asked for are not decided yet."""
     return session.number("pending_of_job", job_id=job_id)

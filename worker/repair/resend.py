@@ -18,6 +18,7 @@ from worker.ledger import (
     finish,
     keep_progress,
     not_delivered,
+    pending_between,
     pending_of_job,
     queue_missing,
     queue_next,
@@ -58,6 +59,9 @@ class Resender:
             return Step.WAITS
         result = result or ResendResult()
         outcome = await self._ledger.read(resent, job.job_id)
+        if resend.only_missing:
+            # What waited before was left alone, and is not there yet.
+            outcome += await self._ledger.read(pending_between, resend)
         reasons = await self._ledger.read(not_delivered, job.job_id)
         now = self._clock.now()
         unknown = sorted({*resend.destinations} - (await self._ledger.read(destination_numbers)).keys())

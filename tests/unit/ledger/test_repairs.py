@@ -19,6 +19,7 @@ from tests.unit.ledger.fleet import (
     queued_by,
     refuse_whole,
     scope,
+    still_open,
     tag,
     whole_queue,
     zones_and_minutes,
@@ -32,6 +33,7 @@ from worker.ledger import (
     Resend,
     ResendCount,
     acknowledge,
+    ask_to_cancel,
     backlogs,
     capture,
     delivery_counts,
@@ -40,8 +42,10 @@ from worker.ledger import (
     jobs,
     newest_acknowledged,
     not_delivered,
+    pending_between,
     pending_of_job,
     plan_resend,
+    queue_next,
     record_scopes,
     refusals,
     refuse,
@@ -230,6 +234,31 @@ async def test_the_replay_bound_does_not_give_up_what_a_repair_has_just_asked_fo
     assert await ledger.write(expire, ended_before=NOW, now=NOW) == 0
     assert await queue(ledger) == [(1, 0)]
     assert await ledger.write(expire, ended_before=NOW + 1, now=NOW) == 1
+
+
+async def test_the_replay_bound_gives_up_nothing_of_a_repair_that_is_under_way(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1], range(2)), NOW)
+    await acknowledge_all(ledger)
+    number = await ask(ledger)
+    await ledger.write(lambda session: queue_next(session, still_open(session, number), EVERYTHING))
+
+    assert await ledger.write(expire, ended_before=NOW + 1000 * HOUR, now=NOW) == 0
+    assert await queue(ledger) == [(1, 0), (1, 1)]
+
+    await ledger.write(ask_to_cancel, number, NOW)
+    assert await ledger.write(expire, ended_before=NOW, now=NOW) == 0
+    assert await ledger.write(expire, ended_before=NOW + 1, now=NOW) == 2
+
+
+async def test_what_waits_in_the_range_of_a_resend_is_counted_whoever_asked_for_it(ledger: Ledger) -> None:
+    await ledger.write(capture, buckets([1, 2], range(3)), NOW)
+    first, *_ = await pending_ids(ledger)
+    await acknowledge_all(ledger, "prom", [first])
+
+    assert await ledger.read(pending_between, EVERYTHING) == (ResendCount("prom", "pending", 5, 15),)
+    one = replace(EVERYTHING, zones=(tag(2),), until=T0 + HOUR)
+    assert await ledger.read(pending_between, one) == (ResendCount("prom", "pending", 1, 3),)
+    assert await ledger.read(pending_between, replace(EVERYTHING, destinations=("other",))) == ()
 
 
 async def test_a_zone_is_named_by_its_name_or_by_its_tag(ledger: Ledger) -> None:

@@ -39,6 +39,9 @@ RequiredProgram = Callable[[str], Path]
 
 INCOMPLETE = 3
 
+AGAIN = ("cfrw backfill --from 6d --max-hours 144", "cfrw resend --since 6d --only-missing")
+"""Repairs that were done and have nothing to do the second time."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -195,6 +198,10 @@ async def test_a_week_with_holes_of_every_kind_is_whole_after_what_the_document_
                 await receiver.stop()
                 await receiver.start()
         stored = await receiver.read_all()
+        for line in AGAIN:
+            code, told = await shell.run(f"{line} --config {settings}")
+            assert code == 0, f"{line}\n{told}"
+        assert await receiver.read_all() == stored, "doing it twice changes nothing"
 
     captured = await captured_starts(Path(shell.environment["LEDGER_PATH"]))
     wanted: Content = {}

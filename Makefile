@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHON
 
-.PHONY: demo test setup setup-test receivers lint types contracts pytest bench datasets format lock proto clean
+.PHONY: demo test setup setup-test receivers lint types contracts pytest soak bench datasets format lock proto clean
 
 demo: setup
 	@$(BIN)/cfrw demo
@@ -43,6 +43,11 @@ receivers: setup-test
 # One process more than there are cores: the longest tests wait more than they compute.
 pytest: setup-test receivers
 	$(BIN)/pytest -n $$($(BIN)/python -c "import os; print((os.cpu_count() or 1) + 1)") --dist worksteal
+
+# What takes longer than a change should wait: further cases of the same tests, and fifty kills.
+soak: setup-test receivers
+	$(BIN)/pytest -m soak
+	KILL_ROUNDS=50 $(BIN)/pytest tests/e2e/test_kill.py
 
 bench: setup-test receivers
 	$(BIN)/python -m benchmarks

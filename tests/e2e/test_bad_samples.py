@@ -356,7 +356,7 @@ async def test_whole_windows_that_are_too_old_are_refused_and_all_others_arrive_
         assert tap.requests <= len(zones) * most_requests(kind, 50, of=SAMPLES // len(zones))
 
 
-@pytest.mark.parametrize("bad", [3, 200])
+@pytest.mark.parametrize("bad", [3, pytest.param(200, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("kind", REFUSING[1:], ids=named)
 async def test_single_series_all_over_a_window_are_refused_and_the_rest_of_it_arrives(
     tmp_path: Path, required_program: RequiredProgram, kind: Kind, bad: int
@@ -383,7 +383,7 @@ async def test_single_series_all_over_a_window_are_refused_and_the_rest_of_it_ar
         assert tap.requests <= most_requests(kind, bad)
 
 
-@pytest.mark.parametrize("bad", [1, 3, 200])
+@pytest.mark.parametrize("bad", [1, 3, pytest.param(200, marks=pytest.mark.soak)])
 async def test_series_that_break_the_receiver_all_over_a_window_do_not_hold_up_the_others(
     tmp_path: Path, required_program: RequiredProgram, bad: int
 ) -> None:
@@ -408,7 +408,7 @@ async def test_series_that_break_the_receiver_all_over_a_window_do_not_hold_up_t
         assert tap.requests <= most_requests(kind, bad)
 
 
-@pytest.mark.parametrize("bad", [3, 200])
+@pytest.mark.parametrize("bad", [3, pytest.param(200, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("kind", STRICT, ids=named)
 async def test_a_receiver_that_takes_nothing_out_of_order_gets_all_but_what_is_too_old(
     tmp_path: Path, required_program: RequiredProgram, kind: Kind, bad: int

@@ -22,7 +22,7 @@ from worker.simulator.fleet import Fleet, Plan
 from worker.simulator.quota import QuotaLimits
 from worker.simulator.serving import serve
 
-# A round takes about a second and a half of CPU. `KILL_ROUNDS=50 pytest tests/e2e/test_kill.py` is for the night.
+# A round takes about three seconds of CPU. `make soak` does fifty.
 ROUNDS = int(os.environ.get("KILL_ROUNDS", "12"))
 ZONES = 10
 WIDTH_SECONDS = 60

@@ -147,7 +147,15 @@ async def test_poison_does_not_hold_up_the_windows_that_come_in(scene: Scene) ->
 
 
 @pytest.mark.parametrize("to_the_whole", [POISON, OUT_OF_BOUNDS], ids=["it fails", "it is refused and its parts fail"])
-@pytest.mark.parametrize("poisonous", [[10], [10, 11, 12], [10, HOUR_NOW - 1], [10, HOUR_NOW - 2, HOUR_NOW - 1]])
+@pytest.mark.parametrize(
+    "poisonous",
+    [
+        [10],
+        [10, HOUR_NOW - 2, HOUR_NOW - 1],
+        pytest.param([10, 11, 12], marks=pytest.mark.soak),
+        pytest.param([10, HOUR_NOW - 1], marks=pytest.mark.soak),
+    ],
+)
 async def test_windows_that_are_poison_as_a_whole_are_given_up_once_other_windows_go_through(
     poisonous: list[int], to_the_whole: Verdict, scene: Scene
 ) -> None:
@@ -271,7 +279,7 @@ async def test_a_sample_is_blamed_for_a_500_only_after_the_time_that_is_set(
     assert len(alone) < 60
 
 
-@pytest.mark.parametrize("status", [503, None])
+@pytest.mark.parametrize("status", [503, None, *(pytest.param(each, marks=pytest.mark.soak) for each in (502, 504))])
 async def test_what_speaks_of_the_receiver_only_is_never_blamed_on_a_sample(status: int | None, scene: Scene) -> None:
     bad = {(1, 7, "C1")}
     await scene.captured([1], range(10))

@@ -85,7 +85,7 @@ def verdicts(
     return found
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(each, marks=pytest.mark.soak) for each in range(2, 12))])
 def test_a_power_cut_loses_nothing_that_was_committed_and_invents_nothing(volume: Path, seed: int) -> None:
     disk, contents = live(volume, seed)
 

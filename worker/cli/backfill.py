@@ -17,10 +17,10 @@ from worker.cli.options import (
     EXIT_INCOMPLETE,
     config_option,
     json_option,
-    past_moment,
     require_known,
     settings_of,
     start_logging,
+    stretch,
 )
 from worker.cli.repair import carry_out, is_delivered, on_interrupt_option, print_counts, print_reasons, reason_option
 from worker.cli.resend import TooOld, age_limit_seconds, print_too_old
@@ -106,9 +106,10 @@ def backfill(
     """
     settings = settings_of(config_file)
     now = SystemClock().now()
+    first, last = stretch("--from", since, "--to", until, now)
     wanted = Backfill(
-        since=int(past_moment("--from", since, now)),
-        until=int(now if until is None else past_moment("--to", until, now)),
+        since=first,
+        until=last,
         zones=tuple(zones),
         datasets=tuple(datasets),
         coarser=coarser,
@@ -139,9 +140,6 @@ def backfill(
 
 def _require_sound(settings: Settings, wanted: Backfill, max_hours: int | None, now: float) -> None:
     """UsageError where it makes no sense, or reaches further back than it may."""
-    if wanted.since >= wanted.until:
-        msg = f"nothing lies between --from {instant(wanted.since)} and --to {instant(wanted.until)}"
-        raise UsageError(msg)
     allowed_hours = settings.cloudflare.backfill_max_hours if max_hours is None else max_hours
     if wanted.since < now - allowed_hours * 3600 - 1:
         hours = ceil((now - wanted.since - 1) / 3600)

@@ -13,9 +13,9 @@ import msgspec
 from worker.cli.options import (
     EXIT_INCOMPLETE,
     config_option,
-    past_moment,
     settings_of,
     start_logging,
+    stretch,
 )
 from worker.cli.repair import asked_by, for_the_journal, reason_option
 from worker.cli.resend import require_names
@@ -114,9 +114,10 @@ def export(
     """
     settings = settings_of(config_file)
     now = SystemClock().now()
+    first, last = stretch("--from", since, "--to", until, now)
     wanted = Export(
-        since=int(past_moment("--from", since, now)),
-        until=int(now if until is None else past_moment("--to", until, now)),
+        since=first,
+        until=last,
         zones=tuple(zones),
         datasets=tuple(datasets),
         metrics=tuple(metrics),
@@ -124,9 +125,6 @@ def export(
         undelivered=undelivered,
         output=output or "",
     )
-    if wanted.since >= wanted.until:
-        msg = f"nothing lies between --from {instant(wanted.since)} and --to {instant(wanted.until)}"
-        raise UsageError(msg)
     if undelivered and not destination:
         msg = "--undelivered needs --destination: each has its own"
         raise UsageError(msg)

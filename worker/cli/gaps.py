@@ -8,7 +8,7 @@ from textwrap import shorten
 
 import click
 
-from worker.cli.options import EXIT_INCOMPLETE, config_option, json_option, past_moment, settings_of
+from worker.cli.options import EXIT_INCOMPLETE, config_option, json_option, settings_of, stretch
 from worker.cli.resend import require_names
 from worker.cli.tables import (
     MOST_ROWS,
@@ -62,11 +62,7 @@ def gaps(
     """
     settings = settings_of(config_file, needs_token=False)
     now = SystemClock().now()
-    first = int(past_moment("--since", since, now))
-    last = int(now if until is None else past_moment("--until", until, now))
-    if first >= last:
-        msg = f"nothing lies between --since {instant(first)} and --until {instant(last)}"
-        raise UsageError(msg)
+    first, last = stretch("--since", since, "--until", until, now)
     found = asyncio.run(_find(settings, range(first, last), zones, datasets, now))
     if as_json:
         print_json(found)

@@ -11,7 +11,7 @@ from worker.config import Settings, load_settings
 from worker.errors import UsageError
 from worker.observe import Redactor, configure_logging, get_logger
 from worker.remote_write import secrets_of
-from worker.times import moment
+from worker.times import instant, moment
 
 log = get_logger()
 
@@ -65,6 +65,16 @@ def past_moment(option: str, text: str, now: float) -> float:
         msg = f"{option} {text} is in the future"
         raise UsageError(msg)
     return when
+
+
+def stretch(since_option: str, since: str, until_option: str, until: str | None, now: float) -> tuple[int, int]:
+    """From when to when, unix seconds, as a person typed it; to now without an end. UsageError where it is empty."""
+    first = int(past_moment(since_option, since, now))
+    last = int(now if until is None else past_moment(until_option, until, now))
+    if first >= last:
+        msg = f"nothing lies between {since_option} {instant(first)} and {until_option} {instant(last)}"
+        raise UsageError(msg)
+    return first, last
 
 
 def require_known(option: str, given: Sequence[str], known: Sequence[str]) -> None:

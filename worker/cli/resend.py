@@ -12,10 +12,10 @@ from worker.cli.options import (
     EXIT_INCOMPLETE,
     config_option,
     json_option,
-    past_moment,
     require_known,
     settings_of,
     start_logging,
+    stretch,
 )
 from worker.cli.repair import carry_out, is_delivered, on_interrupt_option, print_counts, print_reasons, reason_option
 from worker.cli.tables import print_json
@@ -23,10 +23,9 @@ from worker.clock import SystemClock
 from worker.cloudflare import FACT_SETS
 from worker.config import DestinationSettings, Settings
 from worker.datasets import catalogue_of, metadata_of
-from worker.errors import UsageError
 from worker.ledger import Ledger, Resend, ResendCount, ResendResult, all_scopes, plan_resend, stamped_before
 from worker.remote_write import query_url
-from worker.times import instant, span
+from worker.times import span
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +91,16 @@ def resend(
     """
     settings = settings_of(config_file)
     now = SystemClock().now()
+    first, last = stretch("--since", since, "--until", until, now)
     wanted = Resend(
-        since=int(past_moment("--since", since, now)),
-        until=int(now if until is None else past_moment("--until", until, now)),
+        since=first,
+        until=last,
         zones=tuple(zones),
         datasets=tuple(datasets),
         metrics=tuple(metrics),
         destinations=tuple(destinations),
         only_missing=only_missing,
     )
-    if wanted.since >= wanted.until:
-        msg = f"nothing lies between --since {instant(wanted.since)} and --until {instant(wanted.until)}"
-        raise UsageError(msg)
     plan = asyncio.run(_plan(settings, wanted, now))
     if not as_json:
         _print_plan(plan, only_missing=only_missing, dry_run=dry_run)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from worker.cli.options import EXIT_INCOMPLETE, config_option, json_option, past_moment, settings_of, start_logging
+from worker.cli.options import EXIT_INCOMPLETE, config_option, json_option, settings_of, start_logging, stretch
 from worker.cli.repair import carry_out, is_delivered, on_interrupt_option, print_counts, print_reasons, reason_option
 from worker.cli.resend import require_names
 from worker.cli.tables import (
@@ -26,7 +26,6 @@ from worker.cli.tables import (
 from worker.clock import SystemClock
 from worker.config import Settings
 from worker.config.endpoints import shown_url
-from worker.errors import UsageError
 from worker.ledger import (
     Job,
     JobState,
@@ -89,17 +88,15 @@ def verify(
     """
     settings = settings_of(config_file)
     now = SystemClock().now()
+    first, last = stretch("--since", since, "--until", until, now)
     wanted = Verify(
-        since=int(past_moment("--since", since, now)),
-        until=int(now if until is None else past_moment("--until", until, now)),
+        since=first,
+        until=last,
         zones=tuple(zones),
         datasets=tuple(datasets),
         metrics=tuple(metrics),
         destinations=tuple(destinations),
     )
-    if wanted.since >= wanted.until:
-        msg = f"nothing lies between --since {instant(wanted.since)} and --until {instant(wanted.until)}"
-        raise UsageError(msg)
     plan = asyncio.run(_plan(settings, wanted))
     if dry_run:
         _print_plan(plan, as_json=as_json)

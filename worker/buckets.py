@@ -99,12 +99,14 @@ class StoredBucket:
     timestamp_ms: the instant that every sample of it carries, unix milliseconds.
     series_ids:   4 bytes per sample, unsigned, little-endian.
     values:       8 bytes per sample, IEEE 754 double, little-endian, in the same order.
+    is_part:      whether the destination has the rest of it already.
     """
 
     bucket_id: int
     timestamp_ms: int
     series_ids: bytes
     values: bytes
+    is_part: bool = False
 
     @property
     def sample_count(self) -> int:

@@ -71,7 +71,7 @@ class Record:
         """Write down what is decided on as a whole; return what of it is refused."""
         acknowledged, refusals, partly = tally.count(decision, sent=sent)
         if acknowledged:
-            await self.write(partial(acknowledge, bucket_ids=acknowledged, any_taken=sent))
+            await self.write(partial(acknowledge, bucket_ids=acknowledged, any_taken=sent, parts=tally.parts))
         if refusals:
             await self.write(partial(refuse, refusals=refusals, partly=partly))
             for refusal in refusals:

@@ -17,6 +17,8 @@ class Tally:
 
     def __init__(self, batch: Batch) -> None:
         self._undecided = {bucket.bucket_id: bucket.sample_count for bucket in batch.buckets}
+        self.parts = {bucket.bucket_id: bucket.sample_count for bucket in batch.buckets if bucket.is_part}
+        """How many samples are sent of the buckets of which the destination has the rest."""
         self._refusals: dict[int, list[Refusal]] = {}
         self._partly: set[int] = set()
 

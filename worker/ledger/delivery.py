@@ -5,8 +5,9 @@ replay bound, or because its content is damaged. It comes back only by a repair 
 """
 
 from array import array
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import msgspec
 
@@ -210,7 +211,7 @@ def next_pending(
         windowed.add((scope_id, dataset_id))
         samples += len(values) // 8
         sent = (series_ids, values) if part is None else _narrowed(series_ids, values, part)
-        buckets.append(StoredBucket(found_at[-1], timestamp_ms, *sent))
+        buckets.append(StoredBucket(found_at[-1], timestamp_ms, sent[0], sent[1], is_part=part is not None))
     if not buckets and not damaged:
         return None
     return Pending(Batch(tuple(buckets), series), Position(*last_found_at), tuple(damaged))
@@ -232,14 +233,30 @@ def still_pending(session: Session, destination: str, bucket_ids: Sequence[int])
 
 
 def acknowledge(
-    session: Session, destination: str, bucket_ids: Sequence[int], now: float, *, any_taken: bool = True
+    session: Session,
+    destination: str,
+    bucket_ids: Sequence[int],
+    now: float,
+    *,
+    any_taken: bool = True,
+    parts: Mapping[int, int] = MappingProxyType({}),
 ) -> None:
     """The receiver has answered 2xx to all samples of these buckets, or to all that were to be sent.
 
     What it had refused stays refused until a repair asks for it again; what was given up meanwhile is acknowledged.
+
+    parts: of the buckets that were sent in part, how many samples that were. One of which more is pending by now stays
+           so.
     """
     number = _destination_number(session, destination)
-    session.change("acknowledge", destination_id=number, bucket_ids=_json(bucket_ids), now=int(now))
+    of_parts = {str(bucket_id): parts[bucket_id] for bucket_id in bucket_ids if bucket_id in parts}
+    session.change(
+        "acknowledge",
+        destination_id=number,
+        bucket_ids=_json(bucket_ids),
+        parts=msgspec.json.encode(of_parts).decode(),
+        now=int(now),
+    )
     if any_taken:
         session.change("destination_succeeded", destination_id=number, now=int(now))
 

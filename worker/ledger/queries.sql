@@ -240,6 +240,8 @@ UPDATE delivery SET
     )
 WHERE destination_id = :destination_id AND bucket_id IN (SELECT value FROM json_each(:bucket_ids))
     AND state NOT IN ('partial', 'refused')
+    -- More of it may have been asked for since a part was sent: what that part proves is not enough.
+    AND (:parts = '{}' OR sample_count <= coalesce(:parts ->> ('$.' || bucket_id), sample_count))
 
 -- name: decide_against
 UPDATE delivery SET state = :state, decided_at = :now, status = :status, reason = :reason

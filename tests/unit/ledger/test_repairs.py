@@ -55,6 +55,7 @@ from worker.ledger import (
     stamped_before,
 )
 from worker.series import label_block
+from worker.tally import Tally
 
 EVERYTHING = Resend(since=T0, until=T0 + 1000 * HOUR)
 
@@ -475,3 +476,20 @@ async def test_the_reasons_of_what_was_not_delivered_are_told_the_most_frequent_
         (1, "too long"),
     ]
     assert await ledger.read(pending_of_job, number) == 0
+
+
+async def test_the_answer_to_a_part_does_not_decide_on_a_whole_that_was_asked_for_since(
+    ledger: Ledger, two: tuple[int, int]
+) -> None:
+    await acknowledge_all(ledger, "prom", two)
+    await resend(ledger, ONE_METRIC)
+    (page, *_) = await whole_queue(ledger, "prom")
+    sent = Tally(page.batch).parts
+    assert sent == dict.fromkeys(two, 1)
+    await resend(ledger, EVERYTHING)
+
+    await ledger.write(acknowledge, "prom", two, NOW, parts=sent)
+
+    assert set(await pending_ids(ledger)) == set(two), "two samples of each are not there yet"
+    await ledger.write(acknowledge, "prom", two, NOW)
+    assert await pending_ids(ledger) == []

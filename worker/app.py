@@ -34,7 +34,7 @@ from worker.errors import WorkerError
 from worker.facts import LOOP as FACTS
 from worker.facts import FactReader
 from worker.health import Health, loop_of
-from worker.ledger import Backfill, Import, Ledger, Resend, Verify, register_destinations
+from worker.ledger import GATHER_SECONDS, Backfill, Import, Ledger, Resend, Verify, register_destinations
 from worker.maintain import INTERVAL_SECONDS as MAINTAIN_SECONDS
 from worker.maintain import LOOP as MAINTAIN
 from worker.maintain import Maintainer
@@ -105,7 +105,7 @@ class Worker:
         self.apis = {
             token.name: api_of(token, clock, on_request=partial(self._count_request, token.name)) for token in tokens
         }
-        self.ledger = Ledger.open(settings.ledger.path)
+        self.ledger = Ledger.open(settings.ledger.path, gather_seconds=GATHER_SECONDS)
         self.health = Health(clock, [token.name for token in tokens])
         self.metrics = Metrics(
             clock,

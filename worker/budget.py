@@ -8,11 +8,15 @@ from worker.ledger import Ledger, log_requests, logged_requests
 _UNDER_WAY = 4
 
 
-async def keep_requests(token: str, quota: Quota, ledger: Ledger, clock: Clock) -> None:
-    """Keep what was sent, for the process that comes after this one, however this one ends."""
+def recent_requests(quota: Quota, clock: Clock) -> dict[str, list[float]]:
+    """When the requests of late ended, by API, unix seconds; for the process that comes after this one."""
     now = clock.now()
-    ended_at = {str(api): [now - seconds for seconds in quota.recent_seconds_ago(api)] for api in Api}
-    await ledger.write(log_requests, token, ended_at)
+    return {str(api): [now - seconds for seconds in quota.recent_seconds_ago(api)] for api in Api}
+
+
+async def keep_requests(token: str, quota: Quota, ledger: Ledger, clock: Clock) -> None:
+    """Keep them where nothing that they brought is to be written, however this process ends."""
+    await ledger.write(log_requests, token, recent_requests(quota, clock))
 
 
 async def recall_requests(token: str, quota: Quota, ledger: Ledger, clock: Clock) -> None:

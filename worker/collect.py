@@ -19,7 +19,7 @@ from typing import assert_never
 
 from worker.admission import admit, plan_of
 from worker.buckets import Bucket, Window, final_window_starts
-from worker.budget import keep_requests
+from worker.budget import keep_requests, recent_requests
 from worker.clock import Clock, really_ahead, wait_for_any
 from worker.cloudflare import (
     Answered,
@@ -43,9 +43,8 @@ from worker.ledger import (
     Hole,
     HoleReason,
     Ledger,
-    capture,
     outstanding_windows,
-    record_holes,
+    record_answer,
     room,
 )
 from worker.listing import Listing
@@ -57,7 +56,7 @@ from worker.times import instant
 LOOP = "collect"
 
 # Enough to hide the latency of a query behind that of others; the quota of one a second is the real limit.
-_QUERIES_AT_ONCE = 4
+QUERIES_AT_ONCE = 4
 
 # After so many queries without an answer the rest of a round is left for later: it may be an outage. Fewer may be about
 # the zones that were asked for, however Cloudflare words it.
@@ -222,7 +221,7 @@ class Collector:
                         assert_never(outcome)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(_QUERIES_AT_ONCE, len(queries))):
+            for _ in range(min(QUERIES_AT_ONCE, len(queries))):
                 group.create_task(ask_in_turn())
         for query in silent:
             self._note_no_answer(query, alone=bool(answered) and len(query.scopes) == 1)
@@ -259,35 +258,43 @@ class Collector:
             datasets, width_seconds, query.scopes, query.starts, priority=self._priority(query)
         )
         answers = _oldest_first(found)
-        await keep_requests(self._settings.name, self._api.quota, self._ledger, self._clock)
         if not self._is_final(query):
             # The clock was set while nobody asked, and only the answer's date shows it: the next look begins anew.
+            await keep_requests(self._settings.name, self._api.quota, self._ledger, self._clock)
             return _Outcome.TURNED_AWAY
         now = self._clock.now()
         buckets = [bucket for answer in answers if isinstance(answer, Answered) for bucket in self._buckets(answer)]
-        if buckets:
-            captured = await self._ledger.write(capture, buckets, now)
-            self._ledger.announce()
-            self._note_captured(buckets, captured)
         holes: list[Hole] = []
         for answer in answers:
             worklist = worklists[answer.dataset.name]
             match answer:
-                case Answered(scope=scope, windows=windows):
+                case Answered(scope=scope):
                     entry = worklist.outstanding[scope.tag]
-                    entry.windows.discard(windows)
                     entry.is_failing = False
                     entry.unanswered = 0
-                    self._metrics.collect_folded_rows_total.labels(answer.dataset.name).inc(
-                        sum(samples.folded for samples in windows.values())
-                    )
                 case Failed():
                     holes += self._note_failure(worklist, answer)
                 case _:
                     assert_never(answer)
         if holes:
             _tell_failures([answer for answer in answers if isinstance(answer, Failed)], holes)
-            await self._ledger.write(record_holes, holes, now)
+        captured = await self._ledger.write_soon(
+            record_answer,
+            self._settings.name,
+            recent_requests(self._api.quota, self._clock),
+            buckets=buckets,
+            holes=holes,
+            now=now,
+        )
+        if buckets:
+            self._ledger.announce()
+            self._note_captured(buckets, captured)
+        for answer in answers:
+            if isinstance(answer, Answered):
+                worklists[answer.dataset.name].outstanding[answer.scope.tag].windows.discard(answer.windows)
+                self._metrics.collect_folded_rows_total.labels(answer.dataset.name).inc(
+                    sum(samples.folded for samples in answer.windows.values())
+                )
         if not all(_is_no_answer(answer) for answer in answers):
             return _Outcome.ANSWERED
         kinds = {answer.failure.kind for answer in answers if isinstance(answer, Failed)}

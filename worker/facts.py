@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from worker.buckets import Bucket, Window
-from worker.budget import keep_requests
+from worker.budget import keep_requests, recent_requests
 from worker.clock import Clock, really_ahead, wait_for_any
 from worker.cloudflare import ApiFailure, CloudflareApi, ErrorKind, FactSet, Samples, Scope
 from worker.config import BUCKET_SECONDS, CloudflareSettings
@@ -26,10 +26,10 @@ from worker.errors import LedgerFullError
 from worker.health import Health, TokenState, loop_of
 from worker.ledger import (
     Ledger,
-    capture,
     denials,
     newest_timestamps,
     present_scopes,
+    record_answer,
     record_denials,
     room,
 )
@@ -176,7 +176,6 @@ class FactReader:
             if stopping.is_set() or unanswered == _READS_WITHOUT_ANSWER:
                 break
             found = await self._api.read_facts(subject.fact_set, subject.scope)
-            await keep_requests(self._settings.name, self._api.quota, self._ledger, self._clock)
             # An hour of reading, which is what a large fleet takes, is many passes to whoever watches.
             self._health.completed(self.loop)
             match found:
@@ -186,6 +185,7 @@ class FactReader:
                         buckets += 1
                         samples += len(found.values)
                 case ApiFailure():
+                    await keep_requests(self._settings.name, self._api.quota, self._ledger, self._clock)
                     unanswered = unanswered + 1 if found.kind in _NO_ANSWER else 0
                     await self._note_failure(subject, found)
                     failed.append((subject, found))
@@ -201,6 +201,7 @@ class FactReader:
         now = self._now()
         window = self._window(subject, now)
         if _is_read(subject, window):
+            await keep_requests(self._settings.name, self._api.quota, self._ledger, self._clock)
             return False
         name = subject.fact_set.name
         bucket = Bucket(
@@ -211,7 +212,8 @@ class FactReader:
             series=samples.series,
             values=samples.values,
         )
-        await self._ledger.write(capture, [bucket], now)
+        requests = recent_requests(self._api.quota, self._clock)
+        await self._ledger.write(record_answer, self._settings.name, requests, buckets=[bucket], holes=[], now=now)
         self._ledger.announce()
         if subject.is_denied:
             await self._ledger.write(record_denials, {(name, subject.scope.tag): None}, now)

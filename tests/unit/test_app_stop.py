@@ -14,7 +14,7 @@ import pytest
 from tests.unit.test_app import Scene, scene, sees
 from tests.worker_process import REPOSITORY
 from worker.errors import LedgerDamagedError, LedgerError, LedgerUnusableError
-from worker.ledger import acknowledge, capture, outstanding_windows, record_scopes
+from worker.ledger import acknowledge, outstanding_windows, record_answer, record_scopes
 
 __all__ = ["scene"]  # a fixture
 
@@ -99,13 +99,14 @@ def failing(verb: object, error: LedgerError, write: Any) -> Any:
     return write_or_fail
 
 
-@pytest.mark.parametrize("verb", [record_scopes, outstanding_windows, capture, acknowledge])
+@pytest.mark.parametrize("verb", [record_scopes, outstanding_windows, record_answer, acknowledge])
 @pytest.mark.parametrize("error", [LedgerUnusableError("look at its volume"), LedgerDamagedError("it is damaged")])
 async def test_once_an_unusable_ledger_is_raised_as_it_is_wherever_it_is_met(
     verb: object, error: LedgerError, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with scene.worker(once=True) as worker:
         monkeypatch.setattr(worker.ledger, "write", failing(verb, error, worker.ledger.write))
+        monkeypatch.setattr(worker.ledger, "write_soon", failing(verb, error, worker.ledger.write_soon))
         with pytest.raises(LedgerError) as raised:
             await worker.run_once(scene.stopping)
     assert raised.value is error

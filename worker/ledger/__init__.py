@@ -9,6 +9,7 @@ Promises: what `write` returned from is on disk and survives a kill and a power 
 bucket leaves `pending` only by a recorded decision; a row whose content is damaged is noticed and never sent.
 """
 
+from worker.ledger.answer import record_answer
 from worker.ledger.backfill import added, capture_for
 from worker.ledger.capture import Captured, Hole, HoleReason, capture, record_holes
 from worker.ledger.delivery import (
@@ -74,7 +75,7 @@ from worker.ledger.jobs import (
     open_jobs,
     record,
 )
-from worker.ledger.ledger import Ledger
+from worker.ledger.ledger import GATHER_SECONDS, Ledger
 from worker.ledger.report import (
     Backlog,
     DeliveryCount,
@@ -139,6 +140,7 @@ from worker.ledger.staging import (
 from worker.ledger.volume import Volume, commit_seconds, volume_of
 
 __all__ = [
+    "GATHER_SECONDS",
     "ONE_LANE",
     "STAGING_SECONDS",
     "STEP_BUCKETS",
@@ -254,6 +256,7 @@ __all__ = [
     "queue_missing",
     "queue_next",
     "record",
+    "record_answer",
     "record_denials",
     "record_holes",
     "record_readings",

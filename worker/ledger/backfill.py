@@ -1,26 +1,34 @@
 """The verb of backfilling: what a query brought, and how far the repair is with it."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
 from worker.buckets import Bucket
-from worker.ledger.capture import Captured, Hole, HoleReason, capture, record_holes
+from worker.ledger.answer import record_answer
+from worker.ledger.capture import Captured, Hole, HoleReason
 from worker.ledger.jobs import BackfillResult, OutOfReach, Progress, job, keep_progress
 from worker.ledger.session import Session
 
 
 def capture_for(
-    session: Session, job_id: int, buckets: Sequence[Bucket], holes: Sequence[Hole], now: float, *, total: int
+    session: Session,
+    job_id: int,
+    token: str,
+    requests: Mapping[str, Sequence[float]],
+    *,
+    buckets: Sequence[Bucket],
+    holes: Sequence[Hole],
+    now: float,
+    total: int,
 ) -> Captured:
-    """Write buckets that a backfill fetched, queued as its own, why others could not be had, and its progress.
+    """Write what a query of a backfill brought, as `record_answer` does, queued as its own, and its progress.
 
     holes: windows that are given up; they count as done.
     total: how many windows it is about.
     """
-    captured = capture(session, buckets, now, job_id=job_id)
-    record_holes(session, holes, now)
+    captured = record_answer(session, token, requests, buckets=buckets, holes=holes, now=now, job_id=job_id)
     found = job(session, job_id)
     if found is None:
         message = f"there is no repair {job_id}"

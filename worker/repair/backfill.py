@@ -12,7 +12,7 @@ from typing import assert_never
 
 from worker.backfill import BackfillPlan, plan_backfill
 from worker.buckets import Bucket, Window
-from worker.budget import keep_requests, recall_requests
+from worker.budget import keep_requests, recall_requests, recent_requests
 from worker.clock import Clock, really_ahead
 from worker.cloudflare import Answered, Catalogue, CloudflareApi, Dataset, ErrorKind, Failed, Priority, counted_by
 from worker.config import CloudflareSettings
@@ -186,7 +186,6 @@ class Backfiller:
             query.starts,
             priority=Priority.BACKFILL,
         )
-        await keep_requests(part.token, part.api.quota, self._ledger, self._clock)
         now = self._clock.now()
         buckets: list[Bucket] = []
         holes: list[Hole] = []
@@ -226,8 +225,19 @@ class Backfiller:
                 case _:
                     assert_never(answer)
         if buckets or holes:
-            await self._ledger.write(capture_for, job.job_id, buckets, holes, now, total=work.total)
+            await self._ledger.write_soon(
+                capture_for,
+                job.job_id,
+                part.token,
+                recent_requests(part.api.quota, self._clock),
+                buckets=buckets,
+                holes=holes,
+                now=now,
+                total=work.total,
+            )
             self._ledger.announce()
+        else:
+            await keep_requests(part.token, part.api.quota, self._ledger, self._clock)
         for entry, starts in settled:
             entry.windows.discard(starts)
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -142,11 +143,13 @@ def untrue_or_damaged(ledger: Ledger) -> list[object]:
     for destination in ("prom", "mimir"):
         pending = ledger._transact(
             "DEFERRED",
-            next_pending,
-            destination,
-            after=None,
-            max_samples=10**6,
-            one_window_per_series=False,
+            partial(
+                next_pending,
+                destination=destination,
+                after=None,
+                max_samples=10**6,
+                one_window_per_series=False,
+            ),
         )
         if pending is not None:
             found += pending.damaged

@@ -1,6 +1,8 @@
 import asyncio
 import threading
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import cast
 from unittest.mock import Mock
 
 import apsw
@@ -16,8 +18,9 @@ from tests.unit.ledger.fleet import (
     untrue_samples,
     whole_queue,
 )
-from worker.errors import LedgerError, LedgerUnusableError
+from worker.errors import LedgerError, LedgerFullError, LedgerUnusableError
 from worker.ledger import Ledger, capture, file, present_scopes, prove_writable, record_scopes, register_destinations
+from worker.ledger.ledger import _Asked
 from worker.ledger.scopes import dataset_number
 from worker.ledger.session import Session
 
@@ -179,6 +182,146 @@ async def test_the_event_loop_turns_while_a_verb_runs(ledger: Ledger) -> None:
     await running
 
 
+def commits(ledger: Ledger) -> list[None]:
+    """Gets longer with every transaction that is committed from now on."""
+    seen: list[None] = []
+
+    def note() -> bool:
+        seen.append(None)
+        return False
+
+    ledger._connection.set_commit_hook(note)
+    return seen
+
+
+async def asked_while_the_ledger_is_busy(ledger: Ledger, *asked: Coroutine[object, object, object]) -> list[object]:
+    """What came of these, which were asked for while another verb ran."""
+    gate = Gate()
+    holding = asyncio.create_task(ledger.write(lambda _: gate.hold()))
+    await gate.reached.wait()
+    waiting = [asyncio.create_task(each) for each in asked]
+    await asyncio.sleep(0)
+    gate.open()
+    await holding
+    return await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_writes_that_wait_at_the_same_time_share_a_transaction(ledger: Ledger) -> None:
+    committed = commits(ledger)
+
+    await asked_while_the_ledger_is_busy(
+        ledger, *(ledger.write(capture, [bucket(zone, 0)], NOW) for zone in (1, 2, 3)), ledger.write(add_zone_9)
+    )
+
+    assert len(committed) == 2, "one of the verb that kept the ledger busy, one of all the others"
+    assert await queue(ledger) == [(1, 0), (2, 0), (3, 0)]
+    assert "zone-9.example" in await names(ledger)
+
+
+async def test_no_write_returns_before_what_it_shares_a_transaction_with_is_committed(
+    ledger: Ledger, path: Path
+) -> None:
+    gate = Gate()
+    reader = Ledger.open_read_only(path)
+
+    async def then_look() -> set[str]:
+        await ledger.write(add_zone_9)
+        return await names(reader)
+
+    looking = asked_while_the_ledger_is_busy(ledger, then_look(), ledger.write(lambda _: gate.hold()))
+    found = asyncio.create_task(looking)
+    await gate.reached.wait()
+    assert not found.done()
+    gate.open()
+
+    assert "zone-9.example" in cast("set[str]", (await found)[0])
+    await reader.close()
+
+
+@pytest.mark.parametrize("error", [ValueError("a mistake"), apsw.FullError("full"), MemoryError()])
+@pytest.mark.parametrize("position", [0, 1, 2])
+async def test_a_write_that_fails_takes_none_along_that_waited_with_it(
+    ledger: Ledger, error: BaseException, position: int
+) -> None:
+    def fail(session: Session) -> None:
+        dataset_number(session, "of the one that fails")
+        raise error
+
+    asked = [ledger.write(capture, [bucket(zone, 0)], NOW) for zone in (1, 2)]
+    outcomes = await asked_while_the_ledger_is_busy(ledger, *asked[:position], ledger.write(fail), *asked[position:])
+
+    assert isinstance(outcomes.pop(position), LedgerFullError if isinstance(error, apsw.Error) else type(error))
+    assert [getattr(outcome, "buckets", outcome) for outcome in outcomes] == [1, 1]
+    assert await queue(ledger) == [(1, 0), (2, 0)]
+    pages = await whole_queue(ledger, "prom")
+    assert [untrue_samples(page.batch) for page in pages] == [[]]
+
+
+async def test_nothing_is_tried_again_on_a_volume_that_fails(ledger: Ledger) -> None:
+    tried: list[None] = []
+
+    def fail(_: Session) -> None:
+        tried.append(None)
+        raise apsw.IOError
+
+    outcomes = await asked_while_the_ledger_is_busy(ledger, ledger.write(add_zone_9), ledger.write(fail))
+
+    assert [type(outcome) for outcome in outcomes] == [LedgerUnusableError, LedgerUnusableError]
+    assert len(tried) == 1
+    assert "zone-9.example" not in await names(ledger)
+
+
+async def test_a_read_has_its_turn_between_the_writes_of_those_who_write_all_the_time(ledger: Ledger) -> None:
+    gate = Gate()
+    running = asyncio.create_task(ledger.write(lambda _: gate.hold()))
+    await gate.reached.wait()
+    looking = asyncio.create_task(ledger.read(present_scopes))
+    await asyncio.sleep(0)
+
+    def add(session: Session) -> None:
+        prove_writable(session)
+        if not looking.done():
+            # As if somebody had asked for the next one at once.
+            ledger._writes.append(_Asked(add, loop.create_future()))
+
+    loop = asyncio.get_running_loop()
+    writing = asyncio.create_task(ledger.write(add))
+    await asyncio.sleep(0)
+    gate.open()
+    await running
+    await writing
+
+    assert len(await looking) == 3
+
+
+async def test_what_can_wait_is_written_with_what_comes_next(path: Path) -> None:
+    patient = Ledger.open(path, gather_seconds=3600.0)
+    await patient.write(record_scopes, [scope(1), scope(2)], NOW)
+    committed = commits(patient)
+
+    waiting = [asyncio.create_task(patient.write_soon(capture, [bucket(zone, 0)], NOW)) for zone in (1, 2)]
+    await asyncio.sleep(0)
+    assert [names.name for names in await patient.read(present_scopes)] == ["zone-1.example", "zone-2.example"]
+    await asyncio.gather(*waiting)
+    assert len(committed) == 1
+
+    waiting = [asyncio.create_task(patient.write_soon(capture, [bucket(zone, 1)], NOW)) for zone in (1, 2)]
+    await asyncio.sleep(0)
+    await patient.close()
+
+    assert [captured.buckets for captured in await asyncio.gather(*waiting)] == [1, 1]
+
+
+async def test_what_can_wait_does_not_wait_for_ever(path: Path) -> None:
+    patient = Ledger.open(path, gather_seconds=0.001)
+    await patient.write(record_scopes, [scope(1)], NOW)
+
+    for hour in range(3):
+        assert (await patient.write_soon(capture, [bucket(1, hour)], NOW)).buckets == 1
+
+    await patient.close()
+
+
 async def test_cancelling_the_caller_does_not_undo_a_verb_that_has_begun(ledger: Ledger) -> None:
     gate = Gate()
 
@@ -226,7 +369,7 @@ async def test_a_close_that_is_cancelled_still_closes(ledger: Ledger, path: Path
         await closing
     gate.open()
     await holding
-    with pytest.raises(RuntimeError, match="shutdown"):
+    with pytest.raises(RuntimeError, match="closed"):
         await ledger.read(present_scopes)
     ledger._thread.shutdown(wait=True)
 

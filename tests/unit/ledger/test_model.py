@@ -144,10 +144,10 @@ class Verbs(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
     def write(self, verb: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return self.ledger._transact("IMMEDIATE", verb, *args, **kwargs)
+        return self.ledger._transact("IMMEDIATE", lambda session: verb(session, *args, **kwargs))
 
     def read(self, verb: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return self.ledger._transact("DEFERRED", verb, *args, **kwargs)
+        return self.ledger._transact("DEFERRED", lambda session: verb(session, *args, **kwargs))
 
     @initialize(are_strict=st.tuples(st.booleans(), st.booleans()))
     def begin(self, are_strict: tuple[bool, bool]) -> None:

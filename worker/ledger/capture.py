@@ -99,6 +99,7 @@ def capture(session: Session, buckets: Sequence[Bucket], now: float, *, job_id: 
         outcomes = [_NEW if _is_next(row, new) else _compare(session, row) for row in rows]
     if written:
         # Numbers are given in ascending order and never twice: from this one on, all are of this call.
+        session.change("begin_chapters", first_id=newest_before + 1)
         session.change("close_holes", first_id=newest_before + 1)
         session.change("enqueue", first_id=newest_before + 1, job_id=job_id)
     counts = Counter(zip(names, outcomes, strict=True))

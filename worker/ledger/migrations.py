@@ -8,6 +8,7 @@ is no ledger, before anything about it is changed.
 
 from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
 
 import apsw
 
@@ -36,7 +37,11 @@ def _to_version_3(connection: apsw.Connection) -> None:
     _execute(connection, "to_version_3.sql")
 
 
-MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (_to_version_2, _to_version_3)
+def _to_version_4(connection: apsw.Connection) -> None:
+    _execute(connection, "to_version_4.sql")
+
+
+MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (_to_version_2, _to_version_3, _to_version_4)
 """The first step takes a file from version 1 to version 2, the next one from there to version 3, and so on."""
 
 CURRENT_VERSION = 1 + len(MIGRATIONS)
@@ -67,13 +72,22 @@ def migrate(connection: apsw.Connection, path: str) -> None:
     if version == 0:
         _take(create, CURRENT_VERSION, connection, path)
     elif version < CURRENT_VERSION:
-        # Rows are copied with the references they have; looking up each bucket once more would read the whole file. It
-        # is a setting of the connection that a transaction cannot change.
-        enforced = pragma(connection, "foreign_keys")
-        connection.pragma("foreign_keys", 0)
-        for reached, step in enumerate(MIGRATIONS[version - 1 :], version + 1):
-            _take(step, reached, connection, path)
-        connection.pragma("foreign_keys", enforced)
+        # Rows are copied with the references they have; looking up each bucket once more would read the whole file.
+        # What is sorted for an index takes 70 bytes a row, which is too much for memory; a read-only system has room
+        # beside the ledger only. These are settings of the connection that a transaction cannot change.
+        settings = {"foreign_keys": 0, "temp_store": 1}
+        before = {name: pragma(connection, name) for name in settings}
+        for name, value in settings.items():
+            connection.pragma(name, value)
+        connection.pragma("temp_store_directory", str(Path(path).absolute().parent))
+        try:
+            for reached, step in enumerate(MIGRATIONS[version - 1 :], version + 1):
+                _take(step, reached, connection, path)
+        finally:
+            # It is one of the process.
+            connection.pragma("temp_store_directory", "")
+        for name, value in before.items():
+            connection.pragma(name, value)
     _check_schema(connection, path)
 
 

@@ -42,9 +42,10 @@ UPDATE scope SET gone_at = :now WHERE tag = :tag
 -- name: end_of_other_widths
 SELECT max(
     (
-        SELECT max(bucket.start) FROM bucket
-        WHERE bucket.dataset_id = expectation.dataset_id AND bucket.scope_id = expectation.scope_id
-            AND bucket.width_seconds = expectation.width_seconds
+        SELECT captured.start FROM captured
+        WHERE captured.dataset_id = expectation.dataset_id AND captured.scope_id = expectation.scope_id
+            AND captured.width_seconds = expectation.width_seconds
+        ORDER BY captured.chapter DESC, captured.start DESC LIMIT 1
     ) + expectation.width_seconds
 )
 FROM expectation
@@ -61,26 +62,28 @@ UPDATE expectation SET until = :until
 WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds != :width_seconds AND until IS NULL
 
 -- name: settled_starts
-SELECT start FROM bucket
+SELECT start FROM captured
 WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds AND start >= :since
+    AND chapter >= :since / (64 * :width_seconds)
 UNION ALL
 SELECT start FROM hole
 WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds AND start >= :since
     AND reason = 'expired'
 
 -- name: captured_between
-SELECT bucket.start, bucket.width_seconds
+SELECT captured.start, captured.width_seconds
 FROM json_each(:widths) AS width
-CROSS JOIN bucket
-WHERE bucket.dataset_id = :dataset_id AND bucket.scope_id = :scope_id AND bucket.width_seconds = width.value
-    AND bucket.start > :since - width.value AND bucket.start < :until
+CROSS JOIN captured
+WHERE captured.dataset_id = :dataset_id AND captured.scope_id = :scope_id AND captured.width_seconds = width.value
+    AND captured.start > :since - width.value AND captured.start < :until
+    AND captured.chapter BETWEEN (:since - width.value) / (64 * width.value) AND :until / (64 * width.value)
 
--- Of each width the newest bucket is one look into the index.
+-- Of each width the newest bucket is one look into the newest chapter that has one.
 -- name: newest_timestamp
 SELECT max((
-    SELECT timestamp_ms FROM bucket
+    SELECT timestamp_ms FROM captured
     WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = width.value
-    ORDER BY start DESC LIMIT 1
+    ORDER BY chapter DESC, start DESC LIMIT 1
 ))
 FROM json_each(:widths) AS width
 
@@ -102,12 +105,18 @@ INSERT INTO bucket
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO NOTHING
 
+-- name: begin_chapters
+INSERT INTO chapter (dataset_id, width_seconds, number)
+SELECT DISTINCT dataset_id, width_seconds, start / (64 * width_seconds) FROM bucket NOT INDEXED WHERE id >= :first_id
+ON CONFLICT DO NOTHING
+
 -- name: keys_after
 SELECT dataset_id, scope_id, width_seconds, start FROM bucket WHERE id > :id ORDER BY id
 
 -- name: captured_content
 SELECT id, timestamp_ms, CAST(series_ids AS BLOB), CAST(sample_values AS BLOB), checksum FROM bucket
-WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds AND start = :start
+WHERE dataset_id = :dataset_id AND width_seconds = :width_seconds AND start / (64 * width_seconds) = :start / (64 * :width_seconds)
+    AND scope_id = :scope_id AND start = :start
 
 -- name: close_holes
 DELETE FROM hole WHERE (dataset_id, scope_id, width_seconds, start) IN (
@@ -119,7 +128,8 @@ INSERT INTO hole (dataset_id, scope_id, width_seconds, start, reason, detail, at
 SELECT :dataset_id, :scope_id, :width_seconds, :start, :reason, :detail, 1, :now
 WHERE NOT EXISTS (
     SELECT 1 FROM bucket
-    WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds AND start = :start
+    WHERE dataset_id = :dataset_id AND width_seconds = :width_seconds AND start / (64 * width_seconds) = :start / (64 * :width_seconds)
+        AND scope_id = :scope_id AND start = :start
 )
 ON CONFLICT DO UPDATE SET
     reason = excluded.reason, detail = excluded.detail, attempts = attempts + 1, attempted_at = excluded.attempted_at
@@ -274,6 +284,15 @@ DELETE FROM bucket WHERE id IN (
     LIMIT :most
 )
 
+-- name: prune_chapters
+DELETE FROM chapter
+WHERE number * 64 * width_seconds < :ended_before
+    AND NOT EXISTS (
+        SELECT 1 FROM bucket
+        WHERE bucket.dataset_id = chapter.dataset_id AND bucket.width_seconds = chapter.width_seconds
+            AND bucket.start / (64 * bucket.width_seconds) = +chapter.number
+    )
+
 -- name: prune_holes
 DELETE FROM hole WHERE start < :ended_before AND start + width_seconds < :ended_before
 
@@ -381,22 +400,28 @@ WHERE (start, id) > (:start, :bucket_id) AND start < :until
 ORDER BY start, id
 LIMIT :most
 
+-- Every scope of each dataset that has buckets, whether it has any itself or not.
 -- name: next_pair
-SELECT dataset_id, scope_id FROM bucket
-WHERE (dataset_id, scope_id) > (:dataset_id, :scope_id)
-ORDER BY dataset_id, scope_id
-LIMIT 1
+WITH pair (dataset_id, scope_id) AS (
+    SELECT :dataset_id, (SELECT min(id) FROM scope WHERE id > :scope_id)
+    UNION ALL
+    SELECT (SELECT min(dataset_id) FROM chapter WHERE dataset_id > :dataset_id), (SELECT min(id) FROM scope)
+)
+SELECT dataset_id, scope_id FROM pair WHERE dataset_id > 0 AND scope_id IS NOT NULL LIMIT 1
 
 -- name: next_width
-SELECT min(width_seconds) FROM bucket
-WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds > :width_seconds
+SELECT captured.width_seconds FROM captured
+WHERE captured.dataset_id = :dataset_id AND captured.scope_id = :scope_id AND captured.width_seconds > :width_seconds
+ORDER BY captured.width_seconds
+LIMIT 1
 
 -- Of one width the index has them in order: whoever needs the first ones reads no others.
 -- name: windows_of_pair
-SELECT id, start, length(sample_values) / 8 FROM bucket
+SELECT id, start, length(sample_values) / 8 FROM captured
 WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds
+    AND chapter BETWEEN :since / (64 * :width_seconds) AND :until / (64 * :width_seconds)
     AND start >= :since AND start < :until AND length(sample_values) > 0
-ORDER BY start
+ORDER BY chapter, start
 
 -- name: held
 SELECT
@@ -566,37 +591,42 @@ WITH bounds AS (
     JOIN scope ON scope.id = expectation.scope_id
     JOIN dataset ON dataset.id = expectation.dataset_id
     LEFT JOIN denial ON denial.dataset_id = expectation.dataset_id AND denial.scope_id = expectation.scope_id
-), reach AS (
+), reach AS MATERIALIZED (
     SELECT
         dataset_id, scope_id, width_seconds, first_start, denied,
-        min(final_until, coalesce(until, final_until)) / width_seconds * width_seconds AS after_last
+        min(final_until, coalesce(until, final_until)) / width_seconds * width_seconds AS after_last,
+        first_start / (64 * width_seconds) AS first_chapter,
+        min(final_until, coalesce(until, final_until)) / (64 * width_seconds) AS last_chapter
     FROM bounds
 )
 SELECT
     dataset.name, scope.tag, scope.name, scope.account_name, reach.width_seconds, scope.gone_at IS NOT NULL,
     max(0, (reach.after_last - reach.first_start) / reach.width_seconds),
     (
-        SELECT count(*) FROM bucket
-        WHERE bucket.dataset_id = reach.dataset_id AND bucket.scope_id = reach.scope_id
-            AND bucket.width_seconds = reach.width_seconds
-            AND bucket.start >= reach.first_start AND bucket.start < reach.after_last
+        SELECT count(*) FROM captured
+        WHERE captured.dataset_id = reach.dataset_id AND captured.scope_id = reach.scope_id
+            AND captured.width_seconds = reach.width_seconds
+            AND captured.chapter BETWEEN reach.first_chapter AND reach.last_chapter
+            AND captured.start >= reach.first_start AND captured.start < reach.after_last
     ),
     CASE WHEN :with_deliveries THEN (
-        SELECT count(*) FROM bucket
-        WHERE bucket.dataset_id = reach.dataset_id AND bucket.scope_id = reach.scope_id
-            AND bucket.width_seconds = reach.width_seconds
-            AND bucket.start >= reach.first_start AND bucket.start < reach.after_last
+        SELECT count(*) FROM captured
+        WHERE captured.dataset_id = reach.dataset_id AND captured.scope_id = reach.scope_id
+            AND captured.width_seconds = reach.width_seconds
+            AND captured.chapter BETWEEN reach.first_chapter AND reach.last_chapter
+            AND captured.start >= reach.first_start AND captured.start < reach.after_last
             AND NOT EXISTS (
                 SELECT 1 FROM destination
-                LEFT JOIN delivery ON delivery.bucket_id = bucket.id AND delivery.destination_id = destination.id
+                LEFT JOIN delivery ON delivery.bucket_id = captured.id AND delivery.destination_id = destination.id
                 WHERE destination.gone_at IS NULL AND delivery.state IS NOT 'acknowledged'
-                    AND length(bucket.sample_values) > 0
+                    AND length(captured.sample_values) > 0
             )
     ) END,
     (
-        SELECT max(bucket.start) + reach.width_seconds FROM bucket
-        WHERE bucket.dataset_id = reach.dataset_id AND bucket.scope_id = reach.scope_id
-            AND bucket.width_seconds = reach.width_seconds
+        SELECT captured.start + reach.width_seconds FROM captured
+        WHERE captured.dataset_id = reach.dataset_id AND captured.scope_id = reach.scope_id
+            AND captured.width_seconds = reach.width_seconds
+        ORDER BY captured.chapter DESC, captured.start DESC LIMIT 1
     ),
     (
         SELECT count(*) FROM hole
@@ -625,9 +655,10 @@ ORDER BY dataset.name, scope.name, scope.tag, reach.width_seconds
 -- name: newest_captured
 SELECT dataset.name, max(
     (
-        SELECT max(bucket.start) FROM bucket
-        WHERE bucket.dataset_id = expectation.dataset_id AND bucket.scope_id = expectation.scope_id
-            AND bucket.width_seconds = expectation.width_seconds
+        SELECT captured.start FROM captured
+        WHERE captured.dataset_id = expectation.dataset_id AND captured.scope_id = expectation.scope_id
+            AND captured.width_seconds = expectation.width_seconds
+        ORDER BY captured.chapter DESC, captured.start DESC LIMIT 1
     ) + expectation.width_seconds
 ) AS newest_end
 FROM expectation JOIN dataset ON dataset.id = expectation.dataset_id
@@ -710,14 +741,15 @@ ON CONFLICT DO UPDATE SET detail = excluded.detail
 -- name: grant
 DELETE FROM denial WHERE dataset_id = :dataset_id AND scope_id = :scope_id
 
--- Every dataset with every scope and width: of each the index tells at once whether there is a bucket.
+-- Every dataset with every scope and width: of each the chapters of the time tell whether there is a bucket.
 -- name: captured_scopes
 SELECT dataset.name, scope.tag, scope.name, json_group_array(width.value)
 FROM dataset CROSS JOIN scope CROSS JOIN json_each(:widths) AS width
 WHERE EXISTS (
-        SELECT 1 FROM bucket
-        WHERE bucket.dataset_id = dataset.id AND bucket.scope_id = scope.id AND bucket.width_seconds = width.value
-            AND bucket.start >= :since AND bucket.start < :until
+        SELECT 1 FROM captured
+        WHERE captured.dataset_id = dataset.id AND captured.scope_id = scope.id AND captured.width_seconds = width.value
+            AND captured.chapter BETWEEN :since / (64 * width.value) AND :until / (64 * width.value)
+            AND captured.start >= :since AND captured.start < :until
     )
     AND (:zones = '[]' OR EXISTS (SELECT 1 FROM json_each(:zones) WHERE value IN (scope.name, scope.tag)))
     AND (:datasets = '[]' OR dataset.name IN (SELECT value FROM json_each(:datasets)))
@@ -726,36 +758,40 @@ ORDER BY dataset.name, scope.id
 
 -- name: captured_buckets
 SELECT
-    bucket.id, bucket.dataset_id, bucket.scope_id, bucket.width_seconds, bucket.start, bucket.timestamp_ms,
-    CAST(bucket.series_ids AS BLOB), CAST(bucket.sample_values AS BLOB), bucket.checksum,
+    captured.id, captured.dataset_id, captured.scope_id, captured.width_seconds, captured.start, captured.timestamp_ms,
+    CAST(captured.series_ids AS BLOB), CAST(captured.sample_values AS BLOB), captured.checksum,
     CASE WHEN delivery.state = 'partial' THEN (
         SELECT json_group_array(hex(refusal.series_ids)) FROM refusal
-        WHERE refusal.bucket_id = bucket.id AND refusal.destination_id = delivery.destination_id
+        WHERE refusal.bucket_id = captured.id AND refusal.destination_id = delivery.destination_id
     ) END
 FROM json_each(:widths) AS width
-CROSS JOIN bucket
-    ON bucket.dataset_id = (SELECT id FROM dataset WHERE name = :dataset)
-    AND bucket.scope_id = (SELECT id FROM scope WHERE tag = :tag)
-    AND bucket.width_seconds = width.value
-    AND bucket.start >= :since AND bucket.start < :until
+CROSS JOIN captured
+    ON captured.dataset_id = (SELECT id FROM dataset WHERE name = :dataset)
+    AND captured.scope_id = (SELECT id FROM scope WHERE tag = :tag)
+    AND captured.width_seconds = width.value
+    AND captured.start >= :since AND captured.start < :until
     -- A window carries a timestamp of its own, and is no longer than a day.
-    AND bucket.start > :from_ms / 1000 - 86401 AND bucket.start < :before_ms / 1000 + 1
+    AND captured.start > :from_ms / 1000 - 86401 AND captured.start < :before_ms / 1000 + 1
+    AND captured.chapter BETWEEN max(:since, :from_ms / 1000 - 86401) / (64 * width.value)
+        AND min(:until, :before_ms / 1000 + 1) / (64 * width.value)
 LEFT JOIN delivery
-    ON delivery.bucket_id = bucket.id
+    ON delivery.bucket_id = captured.id
     AND delivery.destination_id = (SELECT id FROM destination WHERE name = :destination)
-WHERE bucket.timestamp_ms >= :from_ms AND bucket.timestamp_ms < :before_ms AND length(bucket.sample_values) > 0
+WHERE captured.timestamp_ms >= :from_ms AND captured.timestamp_ms < :before_ms AND length(captured.sample_values) > 0
     AND (:destination IS NULL OR coalesce(delivery.state, 'expired') IN ('partial', 'refused', 'expired'))
-ORDER BY bucket.timestamp_ms, bucket.id
+ORDER BY captured.timestamp_ms, captured.id
 
 -- name: all_scopes
 SELECT tag, name, account_tag, account_name, plan FROM scope ORDER BY name, tag
 
 -- name: overlapping_widths
 SELECT EXISTS (
-    SELECT 1 FROM json_each(:widths) AS width CROSS JOIN bucket
-    WHERE bucket.dataset_id = :dataset_id AND bucket.scope_id = :scope_id AND bucket.width_seconds = width.value
+    SELECT 1 FROM json_each(:widths) AS width CROSS JOIN captured
+    WHERE captured.dataset_id = :dataset_id AND captured.scope_id = :scope_id AND captured.width_seconds = width.value
         AND width.value != :width_seconds
-        AND bucket.start > :start - width.value AND bucket.start < :start + :width_seconds
+        AND captured.start > :start - width.value AND captured.start < :start + :width_seconds
+        AND captured.chapter BETWEEN (:start - width.value) / (64 * width.value)
+            AND (:start + :width_seconds) / (64 * width.value)
 )
 
 -- name: begin_staging

@@ -32,6 +32,7 @@ def prune(session: Session, *, ended_before: float) -> int:
     deleted = session.change("prune_buckets", ended_before=int(ended_before), most=PRUNE_BATCH)
     session.change("prune_holes", ended_before=int(ended_before))
     if deleted:
+        session.change("prune_chapters", ended_before=int(ended_before))
         session.pragma("incremental_vacuum", _VACUUM_PAGES)
     return deleted
 

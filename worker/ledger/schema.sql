@@ -1,4 +1,4 @@
--- The ledger, schema version 3.
+-- The ledger, schema version 4.
 --
 -- Versions (PRAGMA user_version; worker/ledger/migrations.py):
 --   1  the first
@@ -6,6 +6,7 @@
 --      captured windows that were read again
 --   3  repairs of every kind, with their progress; buckets that are sent again in part; several tokens: which one a scope
 --      is asked with, and the requests of each; buckets that are imported
+--   4  buckets are found by chapters
 --
 -- A fact and the change of state that it justifies are always written in one transaction. Nothing here is updated
 -- after it was inserted except what a sentence below says.
@@ -72,10 +73,31 @@ CREATE TABLE bucket (
     captured_at   INTEGER NOT NULL,
     series_ids    BLOB NOT NULL,     -- uint32, little-endian, one per sample
     sample_values BLOB NOT NULL,     -- float64, little-endian, one per sample, in the same order
-    checksum      INTEGER NOT NULL,  -- CRC-32 over all of the above but captured_at (worker/ledger/packing.py)
-    UNIQUE (dataset_id, scope_id, width_seconds, start)
+    checksum      INTEGER NOT NULL  -- CRC-32 over all of the above but captured_at (worker/ledger/packing.py)
 ) STRICT;
 CREATE INDEX bucket_by_start ON bucket (start);
+
+-- A chapter is 64 windows in a row of all scopes. Buckets come window after window, each with all scopes: were it all windows
+-- of a scope in a row, every bucket would change a page of its own; as it is those of a hundred scopes change a few. To
+-- look for a scope's buckets is one look into each chapter.
+CREATE UNIQUE INDEX bucket_key ON bucket (dataset_id, width_seconds, start / (64 * width_seconds), scope_id, start);
+
+-- The chapters that have a bucket; some may have none any more.
+CREATE TABLE chapter (
+    dataset_id    INTEGER NOT NULL REFERENCES dataset (id),
+    width_seconds INTEGER NOT NULL,
+    number        INTEGER NOT NULL,
+    PRIMARY KEY (dataset_id, width_seconds, number)
+) STRICT, WITHOUT ROWID;
+
+-- Buckets for whoever looks for those of a scope. With bounds for the chapter the others are not looked into.
+CREATE VIEW captured AS
+SELECT
+    chapter.dataset_id, bucket.scope_id, chapter.width_seconds, chapter.number AS chapter, bucket.start,
+    bucket.id, bucket.timestamp_ms, bucket.series_ids, bucket.sample_values, bucket.checksum
+FROM chapter CROSS JOIN bucket
+    ON bucket.dataset_id = chapter.dataset_id AND bucket.width_seconds = chapter.width_seconds
+    AND bucket.start / (64 * bucket.width_seconds) = +chapter.number;
 
 -- The remote-write endpoints, by the name in the configuration.
 CREATE TABLE destination (

@@ -12,7 +12,7 @@ from worker.ledger.migrations import CURRENT_VERSION
 
 REPOSITORY = Path(__file__).parents[3]
 
-# The migrations have about 35 statements, and a process for each of them takes half a second.
+# The migrations have about 45 statements, and a process for each of them takes half a second.
 EVERY = 4
 
 
@@ -43,8 +43,8 @@ def test_a_migration_that_is_killed_leaves_the_version_before_and_the_next_start
         if version(path) == 1:
             assert rows(path) == before
             continue
-        # The first step was taken; what is left of the second one is undone.
-        assert version(path) == 2
+        # Some steps were taken; what was done of the next one is undone.
+        assert version(path) < CURRENT_VERSION
         assert "job_2" not in rows(path)
         close(Ledger.open(path))
         assert rows(path) == rows(undisturbed)

@@ -77,6 +77,25 @@ async def test_a_step_that_fails_leaves_the_version_before_it(path: Path, monkey
     assert header(path) == (CURRENT_VERSION + 2, APPLICATION_ID)
 
 
+async def test_what_a_step_sorts_is_in_files_beside_the_ledger(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ("foreign_keys", "temp_store", "temp_store_directory")
+    seen: list[list[object]] = []
+
+    def look(connection: apsw.Connection) -> None:
+        if connection.filename:  # and not the model that a schema is compared with
+            seen.append([connection.pragma(name) for name in settings])
+
+    ledger = Ledger.open(path)
+    look(ledger._connection)
+    await ledger.close()
+    later_versions(monkeypatch, look)
+    ledger = Ledger.open(path)
+    look(ledger._connection)
+    await ledger.close()
+
+    assert seen == [[1, 2, None], [0, 1, str(path.parent)], [1, 2, None]]
+
+
 async def test_a_creation_that_was_cut_off_is_done_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: apsw.Connection) -> None:
         raise apsw.FullError

@@ -15,6 +15,24 @@ FOLDER = Path(worker.ledger.__file__).parent
 # Tables that grow with every window; the others have a row per zone, dataset, destination or repair.
 GROWING = {"bucket", "delivery", "series", "hole", "refusal", "reading", "part"}
 
+# Which statements look for the buckets of a scope.
+OF_A_SCOPE = {
+    "end_of_other_widths",
+    "settled_starts",
+    "captured_between",
+    "newest_timestamp",
+    "next_width",
+    "windows_of_pair",
+    "scope_reports",
+    "newest_captured",
+    "captured_scopes",
+    "captured_buckets",
+    "overlapping_widths",
+}
+
+# Those of them that have another order than by time.
+SORTED = {"scope_reports", "captured_buckets"}
+
 # Which statements an index is there for.
 PURPOSE = {
     "bucket_by_start": {
@@ -25,6 +43,12 @@ PURPOSE = {
         "resend_plan",
         "resend_stamped_before",
         "captured_from",
+    },
+    "bucket_key": {
+        *OF_A_SCOPE,
+        "captured_content",
+        "record_hole",
+        "prune_chapters",
     },
     "delivery_queue": {
         "pending",
@@ -98,6 +122,23 @@ def test_the_queue_is_read_as_a_range_of_its_index_and_never_sorted(connection: 
     scanned = [line for line in rest if line.startswith("SCAN") and "json_each" not in line]
     assert not scanned
     assert not any("TEMP B-TREE" in line for line in rest)
+
+
+@pytest.mark.parametrize("name", sorted(OF_A_SCOPE))
+def test_the_buckets_of_a_scope_are_one_look_into_each_chapter(connection: apsw.Connection, name: str) -> None:
+    lines = plan(connection, name)
+    looks = [line for line in lines if " bucket_key " in line]
+
+    assert looks
+    assert all("(dataset_id=? AND width_seconds=? AND <expr>=? AND scope_id=?" in line for line in looks)
+    assert any(line.startswith("SEARCH chapter USING PRIMARY KEY (dataset_id=?") for line in lines)
+    # The newest one is found without reading the others.
+    assert name in SORTED or not any("TEMP B-TREE FOR ORDER BY" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["settled_starts", "captured_between", "windows_of_pair", "captured_buckets"])
+def test_chapters_of_another_time_are_not_looked_into(connection: apsw.Connection, name: str) -> None:
+    assert any(re.search(r"SEARCH chapter .*width_seconds=\? AND number>\?", line) for line in plan(connection, name))
 
 
 def test_what_nobody_asked_to_be_passed_over_or_waited_for_costs_the_queue_nothing() -> None:

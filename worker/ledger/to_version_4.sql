@@ -25,7 +25,7 @@ UPDATE sqlite_schema SET
     sql = 'CREATE UNIQUE INDEX bucket_key_3 ON bucket (dataset_id, scope_id, width_seconds, start)'
 WHERE name = 'sqlite_autoindex_bucket_1';
 
--- Version 3 is what this was written for: no schema before it had as many changes.
+-- With another number SQLite reads what it knows of the schema anew; no ledger has seen as many changes as that.
 PRAGMA schema_version = 1000000;
 PRAGMA writable_schema = OFF;
 
@@ -40,7 +40,8 @@ CREATE TABLE chapter (
     PRIMARY KEY (dataset_id, width_seconds, number)
 ) STRICT, WITHOUT ROWID;
 
-INSERT INTO chapter (dataset_id, width_seconds, number) SELECT DISTINCT dataset_id, width_seconds, start / (64 * width_seconds) FROM bucket;
+INSERT INTO chapter (dataset_id, width_seconds, number)
+SELECT DISTINCT dataset_id, width_seconds, start / (64 * width_seconds) FROM bucket;
 
 CREATE VIEW captured AS
 SELECT

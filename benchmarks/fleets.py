@@ -3,6 +3,7 @@
     python -m benchmarks.fleets                    1,000 zones x 8 datasets at 5 minutes, with 50 and 100 nodes a query
     python -m benchmarks.fleets hourly             10,000 zones x 8 datasets at an hour; more than 7 minutes
     python -m benchmarks.fleets month [DAYS]       30 zones on mixed plans, every dataset, for a month: is it the truth?
+    python -m benchmarks.fleets writes             what a window of 1,000 zones with a day of history writes
 
 The simulated Cloudflare is a process of its own, and so is each collector. A collector first catches up with what is
 due and finds out what zones are entitled to and how much a query may ask for; what is measured is the window that
@@ -16,17 +17,19 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import apsw
 from pydantic import SecretStr
 
-from benchmarks.processes import Measured, Stopwatch, run
+from benchmarks.load import WIDTH_SECONDS, Load
+from benchmarks.processes import Measured, Stopwatch, run, written_bytes
+from benchmarks.sender import capture_load
 from tests.collected_fleet import DAY, HOUR, collected, compared
 from worker import __version__
 from worker.clock import ScaledClock, SystemClock
-from worker.cloudflare import CloudflareApi, Quota, shipped
+from worker.cloudflare import WINDOWS_PER_QUERY, CloudflareApi, Quota, shipped
 from worker.cloudflare.quota import GRAPHQL_REQUESTS, WINDOW_SECONDS
 from worker.collect import LOOP, Collector
 from worker.config import CloudflareSettings
@@ -193,6 +196,20 @@ async def month(days: int) -> int:
     return int(bool(verdict.wrong) or len(verdict.filled) < len(datasets))
 
 
+async def writes() -> str:
+    """Capture one-minute windows of 1,000 zones after a day of them, and tell what each writes: log and checkpoints."""
+    day = Load(zones=1_000, series_per_zone=4, minutes=1_440, first_start=1_750_000_020)
+    after = replace(day, minutes=10, first_start=day.first_start + day.minutes * WIDTH_SECONDS)
+    with tempfile.TemporaryDirectory(prefix="cfrw-bench-") as folder:
+        ledger = Path(folder, "ledger.db")
+        await capture_load(day, ledger, WINDOWS_PER_QUERY)
+        before = written_bytes()
+        measured = await capture_load(after, ledger, 1)
+        megabytes = (written_bytes() - before) / after.minutes / 1e6
+    cpu_seconds = measured.cpu_seconds / after.minutes
+    return f"a window of {day.zones:,} zones: {megabytes:.1f} MB written, {cpu_seconds:.3f} s of CPU"
+
+
 def main(arguments: Sequence[str]) -> int:
     configure_logging("error", "console", ())
     match arguments:
@@ -203,6 +220,8 @@ def main(arguments: Sequence[str]) -> int:
             print(asyncio.run(collect_window(10_000, HOUR, 100)))
         case ["month", *days]:
             return asyncio.run(month(int(days[0]) if days else 30))
+        case ["writes"]:
+            print(asyncio.run(writes()))
         case ["collect", api_url, ledger, width_seconds]:
             asyncio.run(collect(api_url, Path(ledger), int(width_seconds))).print()
         case _:

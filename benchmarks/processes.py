@@ -35,6 +35,15 @@ def peak_rss_bytes(pid: int) -> int:
     return int(match[1]) * 1024
 
 
+def written_bytes() -> int:
+    """What this process has handed to the system to write, to whatever file."""
+    match = re.search(r"^wchar: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)
+    if match is None:
+        message = "/proc/self/io does not tell what was written"
+        raise ValueError(message)
+    return int(match[1])
+
+
 @dataclass(frozen=True)
 class Measured:
     """What one task took, without the start of its process.

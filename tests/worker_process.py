@@ -17,6 +17,7 @@ from pathlib import Path
 from worker.app import Worker, stop_on_signals
 from worker.clock import ScaledClock
 from worker.config import load_settings
+from worker.ledger import GATHER_SECONDS
 from worker.observe import configure_logging
 
 REPOSITORY = Path(__file__).parent.parent
@@ -49,15 +50,16 @@ def spawn(arguments: list[str], environment: Mapping[str, str], log: Path) -> su
         )
 
 
-async def _run(config: Path, clock: ScaledClock, *, once: bool) -> None:
+async def _run(config: Path, clock: ScaledClock, speed: float, *, once: bool) -> None:
     settings = load_settings(config, {})
     configure_logging("info", "console", [])
     stopping = asyncio.Event()
     with stop_on_signals(stopping):
-        async with Worker(settings, clock, once=once) as worker:
+        async with Worker(settings, clock, once=once, gather_seconds=GATHER_SECONDS / speed) as worker:
             await (worker.run_once(stopping) if once else worker.run(stopping))
 
 
 if __name__ == "__main__":
     how, path, *numbers = sys.argv[1:]
-    asyncio.run(_run(Path(path), scaled_clock(*map(float, numbers)), once=how == "once"))
+    anchor, origin, speed = map(float, numbers)
+    asyncio.run(_run(Path(path), scaled_clock(anchor, origin, speed), speed, once=how == "once"))

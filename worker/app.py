@@ -90,10 +90,13 @@ def api_of(settings: CloudflareSettings, clock: Clock, *, on_request: OnRequest 
 class Worker:
     """All parts of one worker, made and connected. An async context manager: leaving it closes what it holds."""
 
-    def __init__(self, settings: Settings, clock: Clock, *, once: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, clock: Clock, *, once: bool = False, gather_seconds: float = GATHER_SECONDS
+    ) -> None:
         """Hold the ledger and make the parts; ConfigError, or what `Ledger.open` raises. No request is sent yet.
 
-        once: pushers give up after ONCE_ATTEMPTS.
+        once:           pushers give up after ONCE_ATTEMPTS.
+        gather_seconds: as in `Ledger.open`, of the machine's time and not the clock's.
         """
         self.settings = settings
         self._clock = clock
@@ -105,7 +108,7 @@ class Worker:
         self.apis = {
             token.name: api_of(token, clock, on_request=partial(self._count_request, token.name)) for token in tokens
         }
-        self.ledger = Ledger.open(settings.ledger.path, gather_seconds=GATHER_SECONDS)
+        self.ledger = Ledger.open(settings.ledger.path, gather_seconds=gather_seconds)
         self.health = Health(clock, [token.name for token in tokens])
         self.metrics = Metrics(
             clock,

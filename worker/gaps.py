@@ -4,8 +4,9 @@ Looks at the ledger alone and changes nothing: what Cloudflare still has of it, 
 """
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import groupby
 from math import ceil
@@ -26,8 +27,9 @@ from worker.ledger import (
 from worker.owners import all_recalled
 from worker.times import instant
 
-# So many zones stand in a command; more are meant by naming none, which costs nothing: what is there is left out.
-_MOST_ZONES = 5
+# So many zones, and datasets, stand in a command: with 25 characters and the option 650 of a line. More are meant by
+# naming none: a backfill leaves out what is there, and a resend sends what the receiver has, which it takes again.
+_MOST_NAMES = 20
 
 
 class Cause(StrEnum):
@@ -64,7 +66,7 @@ class Gap:
     windows:     how many are missing, of all of the zones or accounts together.
     destination: where, of what was captured; None of what was not.
     detail:      what Cloudflare or the receiver said; empty where nobody was asked.
-    command:     what would fill it; None where nothing can, or nothing has to be done.
+    command:     what would fill it, and others with the same command; None where nothing can.
     """
 
     cause: Cause
@@ -76,7 +78,7 @@ class Gap:
     windows: int
     destination: str | None
     detail: str
-    command: str | None
+    command: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,14 @@ class _Run:
     detail: str
 
 
+FETCHED_BY_ITSELF = frozenset({Cause.FAILED, Cause.WAITING})
+"""What a `cfrw run` is at."""
+
+_FETCHED_WHEN_ASKED = frozenset({Cause.GIVEN_UP, Cause.NEVER_ASKED})
+
 _OF_HOLE = {HoleReason.DENIED: Cause.DENIED, HoleReason.EXPIRED: Cause.EXPIRED}
+
+_DAMAGED = "damaged"
 
 # What a person has to do something about, then what goes by itself, then what stays as it is.
 _ORDER = (
@@ -127,6 +136,7 @@ async def find_gaps(
     until: int,
     zones: Sequence[str] = (),
     datasets: Sequence[str] = (),
+    options: Sequence[str] = (),
     retention_hours: int,
     now: float,
 ) -> Gaps:
@@ -137,6 +147,7 @@ async def find_gaps(
 
     zones:    names or tags; empty means all.
     datasets: names; empty means all.
+    options:  what each command gets besides, such as `--config FILE`.
     """
     first = max(since, ceil(now - retention_hours * 3600))
     scopes = [
@@ -180,14 +191,19 @@ async def find_gaps(
                 {each.start: each for each in known}, denied.get((dataset.name, scope.tag)), replay_since, width_seconds
             )
             runs += (_Run(cause, dataset.name, scope.name, run, detail) for cause, run, detail in why.parts(missing))
-    lost = await ledger.read(not_delivered_between, since=since, until=until)
+    lost = [
+        each
+        for each in await ledger.read(not_delivered_between, since=since, until=until)
+        if (not datasets or each.dataset in datasets) and (not zones or {each.tag, each.scope} & {*zones})
+    ]
+    commands = _Commands(zones, datasets, options, settings.backfill_max_hours, now)
+    kinds = {dataset.name: dataset.scope for dataset in collected}
+    names_of = {kind: {each.name for each in scopes if each.kind is kind} for kind in kinds.values()}
     gaps = [
-        *_together(runs, len(scopes), settings.backfill_max_hours, now),
-        *(
-            _not_delivered(each, now)
-            for each in lost
-            if (not datasets or each.dataset in datasets) and (not zones or {each.tag, each.scope} & {*zones})
-        ),
+        *commands.fetching(_together(runs), {name: names_of[kind] for name, kind in kinds.items()}),
+        *commands.sending(_not_delivered(each) for each in lost if each.state != _DAMAGED),
+        # What is damaged in the ledger cannot be sent.
+        *(_not_delivered(each) for each in lost if each.state == _DAMAGED),
     ]
     gaps.sort(key=lambda each: (_ORDER.index(each.cause), each.since, each.dataset))
     return Gaps(tuple(gaps), not_final, first)
@@ -221,16 +237,12 @@ class _Why:
         return (Cause.WAITING if is_replayed else Cause.NEVER_ASKED), ""
 
 
-def _together(runs: Iterable[_Run], scope_count: int, max_hours: int, now: float) -> Iterable[Gap]:
+def _together(runs: Iterable[_Run]) -> Iterator[Gap]:
     """One gap for all zones or accounts that lack the same windows of a dataset for the same reason."""
     alike: dict[tuple[Cause, str, range, str], list[str]] = {}
     for run in runs:
         alike.setdefault((run.cause, run.dataset, run.starts, run.detail), []).append(run.scope)
     for (cause, dataset, starts, detail), names in alike.items():
-        command = None
-        if cause in {Cause.GIVEN_UP, Cause.NEVER_ASKED, Cause.FAILED, Cause.WAITING}:
-            zones = names if len(names) <= _MOST_ZONES and len(names) < scope_count else []
-            command = _backfill(dataset, starts, zones, max_hours, now)
         yield Gap(
             cause,
             dataset,
@@ -241,24 +253,10 @@ def _together(runs: Iterable[_Run], scope_count: int, max_hours: int, now: float
             len(starts) * len(names),
             None,
             detail,
-            command,
         )
 
 
-def _backfill(dataset: str, starts: range, zones: Sequence[str], max_hours: int, now: float) -> str:
-    words = ["cfrw", "backfill", "--from", instant(starts.start), "--to", instant(starts.stop), "--dataset", dataset]
-    words += [word for zone in sorted(zones) for word in ("--zone", zone)]
-    # An hour for whoever reads it before it is run.
-    hours = ceil((now - starts.start) / 3600) + 1
-    if hours > max_hours:
-        words += ["--max-hours", str(hours)]
-    return shlex.join(words)
-
-
-def _not_delivered(lost: NotDelivered, now: float) -> Gap:
-    # The window of facts may last still.
-    words = ["cfrw", "resend", "--since", instant(lost.since), "--until", instant(min(lost.until, now))]
-    words += ["--zone", lost.scope, "--dataset", lost.dataset, "--destination", lost.destination]
+def _not_delivered(lost: NotDelivered) -> Gap:
     status = "" if lost.status is None else f"HTTP {lost.status}: "
     return Gap(
         Cause.NOT_DELIVERED,
@@ -270,6 +268,75 @@ def _not_delivered(lost: NotDelivered, now: float) -> Gap:
         lost.buckets,
         lost.destination,
         f"{lost.state}: {status}{lost.reason}",
-        # What is damaged in the ledger cannot be sent.
-        None if lost.state == "damaged" else shlex.join(words),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Commands:
+    """The fewest commands that fill gaps, of the zones and datasets that were asked about."""
+
+    zones: Sequence[str]
+    datasets: Sequence[str]
+    options: Sequence[str]
+    max_hours: int
+    now: float
+
+    def fetching(self, gaps: Iterable[Gap], names_of: Mapping[str, AbstractSet[str]]) -> Iterator[Gap]:
+        """Gaps of what was not captured, with one backfill for all that it takes, and one for what goes by itself.
+
+        names_of: the names of all zones or accounts that a dataset is collected of.
+        """
+        of_causes: dict[frozenset[Cause], list[Gap]] = {_FETCHED_WHEN_ASKED: [], FETCHED_BY_ITSELF: []}
+        for gap in gaps:
+            for causes, alike in of_causes.items():
+                if gap.cause in causes:
+                    alike.append(gap)
+                    break
+            else:
+                yield gap
+        for alike in filter(None, of_causes.values()):
+            first = min(gap.since for gap in alike)
+            words = ["--from", instant(first), "--to", instant(max(gap.until for gap in alike))]
+            # An hour for whoever reads it before it is run.
+            hours = ceil((self.now - first) / 3600) + 1
+            if hours > self.max_hours:
+                words += ["--max-hours", str(hours)]
+            everybody = frozenset().union(*(names_of[gap.dataset] for gap in alike))
+            yield from self._filled(alike, "backfill", words, names_of.keys(), everybody)
+
+    def sending(self, gaps: Iterable[Gap]) -> Iterator[Gap]:
+        """Gaps of what was captured, with one resend for each destination and stretch of time without a break."""
+        stretches: list[list[Gap]] = []
+        until = 0
+        for gap in sorted(gaps, key=lambda gap: (gap.destination, gap.since)):
+            if stretches and gap.destination == stretches[-1][0].destination and gap.since <= until:
+                stretches[-1].append(gap)
+                until = max(until, gap.until)
+            else:
+                stretches.append([gap])
+                until = gap.until
+        for alike in stretches:
+            # The window of facts may last still.
+            last = min(max(gap.until for gap in alike), self.now)
+            words = ["--since", instant(alike[0].since), "--until", instant(last)]
+            yield from self._filled(alike, "resend", [*words, "--destination", str(alike[0].destination)])
+
+    def _filled(
+        self,
+        gaps: Sequence[Gap],
+        command: str,
+        words: Sequence[str],
+        all_datasets: Collection[str] = (),
+        everybody: Collection[str] = (),
+    ) -> Iterator[Gap]:
+        datasets = _named("--dataset", {gap.dataset for gap in gaps}, all_datasets, self.datasets)
+        zones = _named("--zone", {name for gap in gaps for name in gap.scopes}, everybody, self.zones)
+        line = shlex.join(["cfrw", command, *self.options, *words, *datasets, *zones])
+        return (replace(gap, command=line) for gap in gaps)
+
+
+def _named(option: str, names: AbstractSet[str], everything: Collection[str], asked: Sequence[str]) -> list[str]:
+    """The option for each name; for what was asked about where these are all of it, or too many to be named."""
+    if len(names) > _MOST_NAMES or names == set(everything):
+        return [word for name in asked for word in (option, name)]
+    return [word for name in sorted(names) for word in (option, name)]

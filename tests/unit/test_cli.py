@@ -998,7 +998,7 @@ def test_what_cannot_be_fetched_is_told_with_exit_code_2_and_not_put_on_record(
     assert scene.journal() == []
 
 
-def test_gaps_are_listed_with_the_commands_that_fill_them(scene: Scene) -> None:
+def test_gaps_are_listed_with_the_commands_that_fill_them(scene: Scene, tmp_path: Path) -> None:
     scene.collected()
     found = scene.cfrw("gaps", "--since", "4h")
     assert (found.exit_code, found.stdout.splitlines()[0]) == (0, "nothing is missing")
@@ -1010,7 +1010,12 @@ def test_gaps_are_listed_with_the_commands_that_fill_them(scene: Scene) -> None:
     (gap,) = json.loads(scene.cfrw("gaps", "--since", "9h", "--json").stdout)["gaps"]
     assert (gap["cause"], gap["command"], len(gap["scopes"])) == ("never asked", command, 3)
 
-    assert scene.cfrw(*shlex.split(command)[1:]).exit_code == 0
+    elsewhere = config_file(tmp_path, scene)
+    environment = dict.fromkeys(scene.environment)
+    found = scene.cfrw("gaps", "--since", "9h", "--config", str(elsewhere), **environment)
+    (pasted,) = [line.strip() for line in found.stdout.splitlines() if line.startswith("  cfrw ")]
+    assert pasted == command.replace("backfill", f"backfill --config {elsewhere}")
+    assert scene.cfrw(*shlex.split(pasted)[1:], **environment).exit_code == 0
     assert scene.cfrw("gaps", "--since", "9h").exit_code == 0
 
 

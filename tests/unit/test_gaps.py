@@ -100,15 +100,48 @@ async def test_windows_of_zones_that_lack_the_same_are_one_gap_by_what_became_of
         (Cause.WAITING, ("zone2.example",), 8, 10, 2, ""),
         (Cause.WAITING, ("zone2.example",), 11, 12, 1, ""),
     ]
-    given_up, *_ = found.gaps
-    assert given_up.command == (
-        "cfrw backfill --from 2025-06-16T04:00:00Z --to 2025-06-16T06:00:00Z --dataset http_requests"
-    )
-    (failed,) = [gap for gap in found.gaps if gap.cause is Cause.FAILED]
-    assert failed.command == (
-        "cfrw backfill --from 2025-06-16T10:00:00Z --to 2025-06-16T11:00:00Z --dataset http_requests"
-        " --zone zone2.example"
-    )
+    # One command fetches what nobody would otherwise, and another one what a running worker is at.
+    commands = [
+        "cfrw backfill --from 2025-06-16T03:00:00Z --to 2025-06-16T08:00:00Z --max-hours 11",
+        "cfrw backfill --from 2025-06-16T08:00:00Z --to 2025-06-16T12:00:00Z",
+    ]
+    assert [gap.command for gap in found.gaps] == [commands[0]] * 3 + [commands[1]] * 4
+
+
+async def test_a_command_names_what_it_fills_where_that_is_not_all_of_what_was_asked_about(scene: Scene) -> None:
+    await scene.captured(1, hours(0, 12))
+    await scene.captured(2, hours(0, 11))
+    await acknowledge_all(scene.ledger)
+    backfill = "cfrw backfill --config 'the settings.yaml' --from 2025-06-16T11:00:00Z --to 2025-06-16T12:00:00Z"
+    options = ["--config", "the settings.yaml"]
+
+    async def command(**asked: Any) -> str | None:
+        (gap,) = (await scene.gaps(options=options, **asked)).gaps
+        return gap.command
+
+    assert await command() == f"{backfill} --zone zone2.example"
+    assert await command(zones=[tag(2)]) == f"{backfill} --zone {tag(2)}", "what was not asked about is not fetched"
+    assert await command(datasets=["http_requests"]) == f"{backfill} --dataset http_requests --zone zone2.example"
+
+
+async def test_one_command_sends_again_all_that_a_destination_lacks_of_a_stretch_of_time(scene: Scene) -> None:
+    zones = [Scope(tag(number), f"zone{number}.example", "a" * 32, "Example", "pro") for number in range(1, 22)]
+    await scene.ledger.write(record_scopes, zones, NOW)
+    for zone in range(1, 22):
+        await scene.captured(zone, hours(0, 4))
+    # Of one zone nothing is refused in the first hour, and of another one something of an hour that is by itself.
+    by_zone = [(await pending_ids(scene.ledger))[number::21] for number in range(21)]
+    for ids in by_zone[:20]:
+        await scene.ledger.write(refuse_whole, "prom", ids[:2], status=400, reason="no")
+    await scene.ledger.write(refuse_whole, "prom", [by_zone[20][1]], status=400, reason="no")
+    await scene.ledger.write(refuse_whole, "prom", [by_zone[0][3]], status=400, reason="not this one either")
+
+    def resend(first: int, last: int) -> str:
+        until = f"--until 2025-06-16T0{last}:00:00Z --destination prom --dataset http_requests"
+        return f"cfrw resend --since 2025-06-16T0{first}:00:00Z {until}"
+
+    commands = {gap.command: gap for gap in (await scene.gaps(until=T0 + 4 * HOUR)).gaps}
+    assert list(commands) == [resend(0, 2), f"{resend(3, 4)} --zone zone1.example"]
 
 
 async def test_a_gap_further_back_than_a_backfill_reaches_is_filled_by_one_that_is_told_to_go_further(
@@ -149,8 +182,8 @@ async def test_what_a_destination_decided_against_is_a_gap_of_what_was_captured(
         2,
         "prom",
         "refused: HTTP 400: too old sample",
-        "cfrw resend --since 2025-06-16T00:00:00Z --until 2025-06-16T02:00:00Z --zone zone1.example"
-        " --dataset http_requests --destination prom",
+        "cfrw resend --since 2025-06-16T00:00:00Z --until 2025-06-16T02:00:00Z --destination prom"
+        " --dataset http_requests --zone zone1.example",
     )
     assert (await scene.gaps(zones=["zone2.example"])).gaps == ()
 

@@ -1,4 +1,4 @@
-"""`cfrw gaps`: every hole, and the command that would fill it."""
+"""`cfrw gaps`: every hole, and the commands that would fill them."""
 
 import asyncio
 import sys
@@ -26,7 +26,7 @@ from worker.clock import SystemClock
 from worker.config import Settings
 from worker.datasets import catalogue_of, chosen
 from worker.errors import UsageError
-from worker.gaps import Cause, Gap, Gaps, find_gaps
+from worker.gaps import FETCHED_BY_ITSELF, Cause, Gap, Gaps, find_gaps
 from worker.ledger import Ledger, Resend
 from worker.times import instant
 
@@ -56,14 +56,16 @@ def gaps(
     datasets: Sequence[str],
     as_json: bool,
 ) -> None:
-    """List every hole with its reason, and the command that would fill it.
+    """List every hole with its reason, and the commands that would fill them.
 
     Looks at the ledger only. The exit code is 3 where something is missing that a plan does not deny.
     """
     settings = settings_of(config_file, needs_token=False)
     now = SystemClock().now()
     first, last = stretch("--since", since, "--until", until, now)
-    found = asyncio.run(_find(settings, range(first, last), zones, datasets, now))
+    options = () if config_file is None else ("--config", str(config_file))
+    asked = Resend(first, last, tuple(zones), tuple(datasets))
+    found = asyncio.run(_find(settings, asked, options, now))
     if as_json:
         print_json(found)
     else:
@@ -77,25 +79,27 @@ def gaps(
         sys.exit(EXIT_INCOMPLETE)
 
 
-async def _find(settings: Settings, within: range, zones: Sequence[str], datasets: Sequence[str], now: float) -> Gaps:
+async def _find(settings: Settings, asked: Resend, options: Sequence[str], now: float) -> Gaps:
+    """The gaps of what a resend would be of, and commands that get these options."""
     retention_hours = settings.ledger.retention_hours
-    if within.stop <= now - retention_hours * 3600:
+    if asked.until <= now - retention_hours * 3600:
         msg = (
-            f"all windows before {instant(within.stop)} are older than the ledger keeps buckets"
+            f"all windows before {instant(asked.until)} are older than the ledger keeps buckets"
             f" (LEDGER_RETENTION_HOURS={retention_hours}), so that it cannot tell what is missing"
         )
         raise UsageError(msg)
     ledger = Ledger.open_read_only(settings.ledger.path)
     try:
-        await require_names(ledger, settings, Resend(within.start, within.stop, tuple(zones), tuple(datasets)))
+        await require_names(ledger, settings, asked)
         return await find_gaps(
             ledger,
             settings.cloudflare,
             chosen(settings.cloudflare, catalogue_of(settings.cloudflare)).datasets,
-            since=within.start,
-            until=within.stop,
-            zones=zones,
-            datasets=datasets,
+            since=asked.since,
+            until=asked.until,
+            zones=asked.zones,
+            datasets=asked.datasets,
+            options=options,
             retention_hours=retention_hours,
             now=now,
         )
@@ -123,14 +127,24 @@ def _print(found: Gaps) -> None:
             if gap.detail:
                 detail = shorten(gap.detail, _MOST_DETAIL_CHARACTERS, placeholder="…")
                 print_line(console, f"{gap.dataset}, {_names(gap)}: {gap.cause}: {detail}")
-        if commands := dict.fromkeys(gap.command for gap in found.gaps[:MOST_ROWS] if gap.command):
-            print_line(console, "\nWhat would fill them:")
-            for command in commands:
-                print_line(console, f"  {command}")
+        by_itself = {gap.command for gap in found.gaps if gap.cause in FETCHED_BY_ITSELF}
+        commands = dict.fromkeys(gap.command for gap in found.gaps if gap.command)
+        _print_commands("What would fill them:", [each for each in commands if each not in by_itself])
+        title = "What failed or waits, `cfrw run` fetches by itself; without it, this would:"
+        _print_commands(title, [each for each in commands if each in by_itself])
     else:
         click.echo("nothing is missing")
     if found.not_final:
         click.echo(f"{found.not_final:,} windows are not due: they are not final yet")
+
+
+def _print_commands(title: str, commands: Sequence[str]) -> None:
+    if not commands:
+        return
+    click.echo(f"\n{title}")
+    for command in commands[:MOST_ROWS]:
+        print_line(terminal(), f"  {command}")
+    click.echo(rest(len(commands)), nl=False)
 
 
 def _names(gap: Gap) -> str:

@@ -52,6 +52,7 @@ from worker.observe import Metrics, get_logger
 from worker.outstanding import Outstanding, Query, Runs, Worklist, next_round
 from worker.owners import Owners
 from worker.times import instant
+from worker.tokens import note_accepted, note_refused
 
 LOOP = "collect"
 
@@ -295,10 +296,20 @@ class Collector:
                 self._metrics.collect_folded_rows_total.labels(answer.dataset.name).inc(
                     sum(samples.folded for samples in answer.windows.values())
                 )
+        await self._note_token(answers)
         if not all(_is_no_answer(answer) for answer in answers):
             return _Outcome.ANSWERED
         kinds = {answer.failure.kind for answer in answers if isinstance(answer, Failed)}
         return _Outcome.TURNED_AWAY if kinds <= _NOBODYS_FAULT else _Outcome.SILENT
+
+    async def _note_token(self, answers: Sequence[ScopeAnswer]) -> None:
+        """Tell whether Cloudflare takes the token, where the answers say so."""
+        if any(isinstance(answer, Answered) for answer in answers):
+            await note_accepted(self._settings.name, self._health, self._ledger)
+        for answer in answers:
+            if isinstance(answer, Failed) and answer.failure.kind is ErrorKind.TOKEN:
+                await note_refused(self._settings.name, answer.failure.message, self._health, self._ledger, self._clock)
+                return
 
     def _priority(self, query: Query) -> Priority:
         """Windows that have just become final go before those that are caught up."""
@@ -330,7 +341,6 @@ class Collector:
         ]
 
     def _note_captured(self, buckets: Sequence[Bucket], captured: Captured) -> None:
-        self._health.token_accepted(self._settings.name)
         datasets = {bucket.dataset for bucket in buckets}
         newest = max(bucket.window.end for bucket in buckets)
         for name, count in captured.by_dataset.items():
@@ -360,9 +370,7 @@ class Collector:
         starts: Sequence[int] = failed.starts
         reason = HoleReason.FAILED
         hold_seconds = failure.retry_after_seconds or self._settings.collection_interval_seconds
-        if failure.kind is ErrorKind.TOKEN:
-            self._health.token_refused(failure.message, self._settings.name)
-        elif failure.kind in _DENIALS:
+        if failure.kind in _DENIALS:
             reason = HoleReason.DENIED
             self._discovery.note_denial(failed.scope.tag)
             hold_seconds = failure.retry_after_seconds or _DENIED_HOLD_SECONDS

@@ -27,6 +27,7 @@ from worker.health import Health
 from worker.ledger import Ledger
 from worker.observe import get_logger
 from worker.owners import Owners, is_ours, selection
+from worker.tokens import note_accepted, note_refused
 
 # A zone that was added is seen within half an hour; a listing of 10,000 zones is 200 requests of 1,200 in 5 minutes.
 REFRESH_SECONDS = 1800.0
@@ -139,9 +140,9 @@ class Listing:
         check = await self._api.verify_token()
         match check:
             case TokenAccepted():
-                self._health.token_accepted(name)
+                await note_accepted(name, self._health, self._ledger)
             case TokenRefused(message=message):
-                self._health.token_refused(message, name)
+                await note_refused(name, message, self._health, self._ledger, self._clock)
                 log.error(
                     "Cloudflare refuses the API token; check CF_API_TOKEN, or the token's entry under cloudflare",
                     token=name,

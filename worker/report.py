@@ -36,6 +36,7 @@ from worker.ledger import (
     room,
     scope_reports,
     scopes_of_tokens,
+    token_refusals,
     undelivered,
 )
 from worker.series import notation, parse_label_block
@@ -138,11 +139,13 @@ async def report_status(
 
 async def _tokens(ledger: Ledger, settings: CloudflareSettings, now: float) -> tuple[TokenStatus, ...]:
     scopes = await ledger.read(scopes_of_tokens)
+    refusals_of = await ledger.read(token_refusals)
     statuses = []
     for token in settings.by_token():
         logged = await ledger.read(logged_requests, token.name)
         sent = {api: sum(moment > now - WINDOW_SECONDS for moment in logged.get(api, ())) for api in Api}
         zones, accounts = scopes.get(token.name, (0, 0))
+        refused = refusals_of.get(token.name)
         statuses.append(
             TokenStatus(
                 name=token.name,
@@ -152,6 +155,8 @@ async def _tokens(ledger: Ledger, settings: CloudflareSettings, now: float) -> t
                 graphql_limit=token.graphql_requests_per_5_minutes,
                 requests=sent[Api.REST],
                 requests_limit=token.requests_per_5_minutes,
+                refused_since=refused.refused_at if refused else None,
+                refusal=refused.detail if refused else None,
             )
         )
     return tuple(statuses)

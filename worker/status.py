@@ -196,6 +196,8 @@ class TokenStatus:
     graphql_limit:    how many the worker allows itself; to each account, where Cloudflare counts those.
     requests:         of all kinds.
     requests_limit:   how many the worker allows itself.
+    refused_since:    from when on Cloudflare has refused it, each time it was asked; None where it takes it.
+    refusal:          what Cloudflare said last.
     """
 
     name: str
@@ -205,6 +207,8 @@ class TokenStatus:
     graphql_limit: int
     requests: int
     requests_limit: int
+    refused_since: float | None = None
+    refusal: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,9 +206,13 @@ async def test_a_token_that_is_refused_costs_the_zones_of_the_other_nothing(refu
         assert await owners(worker) == own, "a token keeps what it had, though another could list it"
         assert await lacking(worker, scene.clock.now()) <= scene.zones_of(refused)
         assert not scene.asked()[other] & scene.zones_of(refused)
-        scene.simulated.faults.clear()
-        scene.clock.set(scene.clock.now() + 301)
+        told = {token.name: (token.refused_since, token.refusal) for token in (await worker.status()).tokens}
+        assert told == {refused: (scene.clock.now(), "Authentication error"), other: (None, None)}
+    scene.simulated.faults.clear()
+    scene.clock.set(scene.clock.now() + 301)
+    async with scene.worker() as worker:
         assert await worker.run_once(scene.stopping)
+        assert [token.refusal for token in (await worker.status()).tokens] == [None, None]
 
 
 async def test_neither_an_outage_nor_a_quota_that_is_used_up_holds_up_the_other_token(tmp_path: Path) -> None:

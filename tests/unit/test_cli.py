@@ -584,6 +584,24 @@ def test_a_status_has_a_row_for_each_of_several_tokens() -> None:
     assert "shops 12,345 2 20/300 100/1,200" in shown
 
 
+def test_a_status_names_the_token_that_cloudflare_refuses() -> None:
+    (one,) = REPORT.tokens
+    since = "Cloudflare has refused it since 2026-01-06T03:00:00Z"
+    refused = replace(one, refused_since=NOW, refusal="Authentication error")
+    for tokens, told in (
+        ((refused,), f"the API token: {since}; check CF_API_TOKEN."),
+        (
+            (replace(refused, name="agency"), replace(one, name="shops")),
+            f"token agency: {since}; check its api_token under `cloudflare`.",
+        ),
+    ):
+        console = Console(file=io.StringIO(), width=80, markup=False)
+        print_status(replace(REPORT, tokens=tokens), console)
+        assert isinstance(console.file, io.StringIO)
+        (line,) = [line for line in console.file.getvalue().splitlines() if "refused it" in line]
+        assert line == f"{told} It said: Authentication error"
+
+
 def test_every_token_is_a_secret() -> None:
     further = TokenSettings(name="b", api_token=SecretStr("canary-b"))
     cloudflare = CloudflareSettings(api_token=SecretStr("canary-a"), further_tokens=(further,))

@@ -26,7 +26,7 @@ from worker.cli.tables import (
     word_column,
 )
 from worker.clock import SystemClock
-from worker.config import Settings
+from worker.config import DEFAULT_TOKEN, Settings
 from worker.datasets import catalogue_of, chosen
 from worker.health import TokenState, Verdict
 from worker.ledger import Ledger
@@ -118,6 +118,9 @@ def print_status(report: StatusReport, console: Console) -> None:
     if len(report.tokens) > 1:
         line("")
         console.print(_tokens(report.tokens))
+    for token in report.tokens:
+        if token.refused_since is not None:
+            line(_refused(token, token.refused_since))
     line("")
     if report.scopes or report.denied:
         _print_scopes(report, console)
@@ -152,6 +155,13 @@ def _tokens(tokens: Sequence[TokenStatus]) -> Table:
         sent = (f"{each.graphql_requests:,}/{each.graphql_limit:,}", f"{each.requests:,}/{each.requests_limit:,}")
         table.add_row(each.name, f"{each.zones:,}", f"{each.accounts:,}", *sent)
     return table
+
+
+def _refused(token: TokenStatus, since: float) -> str:
+    is_single = token.name == DEFAULT_TOKEN
+    name = "the API token" if is_single else f"token {token.name}"
+    check = "CF_API_TOKEN" if is_single else "its api_token under `cloudflare`"
+    return f"{name}: Cloudflare has refused it since {instant(since)}; check {check}. It said: {token.refusal}"
 
 
 def _datasets(datasets: Sequence[DatasetStatus]) -> Table:

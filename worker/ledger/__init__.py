@@ -94,7 +94,14 @@ from worker.ledger.report import (
     scope_reports,
     undelivered,
 )
-from worker.ledger.requests import log_requests, logged_requests
+from worker.ledger.requests import (
+    TokenRefusal,
+    forget_token_refusal,
+    log_requests,
+    logged_requests,
+    record_token_refusal,
+    token_refusals,
+)
 from worker.ledger.resend import (
     STEP_BUCKETS,
     ReadBucket,
@@ -192,6 +199,7 @@ __all__ = [
     "Scope",
     "ScopeReport",
     "Stretch",
+    "TokenRefusal",
     "Undelivered",
     "Verify",
     "VerifyCount",
@@ -225,6 +233,7 @@ __all__ = [
     "expire",
     "expire_too_old",
     "finish",
+    "forget_token_refusal",
     "give_up_staging",
     "hole_counts",
     "holes_between",
@@ -261,6 +270,7 @@ __all__ = [
     "record_holes",
     "record_readings",
     "record_scopes",
+    "record_token_refusal",
     "refusals",
     "refuse",
     "refused_samples",
@@ -276,6 +286,7 @@ __all__ = [
     "stamped_before",
     "still_pending",
     "summed",
+    "token_refusals",
     "undelivered",
     "volume_of",
 ]

@@ -147,6 +147,16 @@ ON CONFLICT (token, api) DO UPDATE SET ended_at = excluded.ended_at
 -- name: logged_requests
 SELECT api, ended_at FROM request_log WHERE token = :token
 
+-- name: record_token_refusal
+INSERT INTO token_refusal (token, refused_at, detail) VALUES (:token, :now, :detail)
+ON CONFLICT (token) DO UPDATE SET detail = excluded.detail
+
+-- name: forget_token_refusal
+DELETE FROM token_refusal WHERE token = :token
+
+-- name: token_refusals
+SELECT token, refused_at, detail FROM token_refusal
+
 -- name: record_drift
 INSERT INTO drift (bucket_id, seen_at, samples_differing) VALUES (:bucket_id, :now, :samples_differing)
 ON CONFLICT DO UPDATE SET seen_at = excluded.seen_at, samples_differing = excluded.samples_differing

@@ -1,4 +1,4 @@
--- The ledger, schema version 4.
+-- The ledger, schema version 5.
 --
 -- Versions (PRAGMA user_version; worker/ledger/migrations.py):
 --   1  the first
@@ -7,6 +7,7 @@
 --   3  repairs of every kind, with their progress; buckets that are sent again in part; several tokens: which one a scope
 --      is asked with, and the requests of each; buckets that are imported
 --   4  buckets are found by chapters
+--   5  tokens that Cloudflare refuses
 --
 -- A fact and the change of state that it justifies are always written in one transaction. Nothing here is updated
 -- after it was inserted except what a sentence below says.
@@ -198,6 +199,13 @@ CREATE TABLE request_log (
     api      TEXT NOT NULL,
     ended_at TEXT NOT NULL,  -- JSON, unix seconds of each; replaced after every query
     PRIMARY KEY (token, api)
+) STRICT, WITHOUT ROWID;
+
+-- Tokens that Cloudflare refuses; the first answer that it gives to one deletes its row.
+CREATE TABLE token_refusal (
+    token      TEXT PRIMARY KEY,  -- its name in the configuration
+    refused_at INTEGER NOT NULL,  -- unix seconds of the first such answer
+    detail     TEXT NOT NULL      -- what the newest one said; bounded text
 ) STRICT, WITHOUT ROWID;
 
 -- Captured buckets that Cloudflare later answered differently for. The bucket stays as it is; the newest finding is kept.

@@ -156,9 +156,25 @@ def test_where_any_line_is_wrong_nothing_is_imported_and_the_lines_are_told(scen
     result = scene.cfrw("import", first, second)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: nothing is imported:\n  {first}:3: the text does not end in # EOF")
-    assert f"  {second}:2: cloudflare_zone_land_requests is the metric of no dataset; did you mean" in result.stderr
-    assert result.stderr.endswith("  and 9 more\n")
+    # Each of fourteen hours has two samples of countries.
+    where = f"{second}:2, 3, 5 and 25 more lines"
+    assert f"  {where}: cloudflare_zone_land_requests is the metric of no dataset; did you mean" in result.stderr
+    assert len(result.stderr.splitlines()) == 3
     assert everything(scene) == before
+
+
+def test_each_mistake_is_told_once_with_what_the_first_lines_have(scene: Scene) -> None:
+    scene.captured()
+    unknown = [f'cloudflare_zone_requests{{zone_id="{zone}"}} 1 {T0}' for zone in "abacd"]
+    misspelt = [f'unknown_{number}{{zone_id="a"}} 1 {T0}' for number in (*range(20), 0)]
+    result = scene.cfrw("import", text(scene, *unknown, *misspelt, "# EOF"))
+    assert result.exit_code == 2
+    _, first, second, *_, last, rest = result.stderr.replace(f"{scene.folder}/", "").splitlines()
+    words = "the ledger knows no such zone; what is imported has to be listed once before"
+    assert first == f"  in.om:1, 2, 3 and 2 more lines: {words} (zone_id='a', zone_id='b')"
+    assert second == "  in.om:6, 26: unknown_0 is the metric of no dataset"
+    assert last == "  in.om:24: unknown_18 is the metric of no dataset"
+    assert rest == "  and 1 line with other mistakes"
 
 
 def test_what_the_ledger_has_otherwise_is_told_and_nothing_is_imported(scene: Scene) -> None:
@@ -193,7 +209,7 @@ REQUESTS = 'cloudflare_zone_requests{zone_id="' + tag(1) + '"} 1'
         (f"{REQUESTS} {T0 + 3599}.999", "as CF_SAMPLE_TIMESTAMP and CF_BUCKET_SECONDS say; it is its end"),
         (f"{REQUESTS} {T0 + 40 * DAY}", "is not final yet"),
         (f"{REQUESTS} {T0 - 30 * DAY}", "older than LEDGER_RETENTION_HOURS (168)"),
-        (f"{REQUESTS} {T0}\n{REQUESTS} {T0}", "in.om:2: the series has a sample of that time already: "),
+        (f"{REQUESTS} {T0}\n{REQUESTS} {T0}", "in.om:2: the series has a sample of that time already ("),
         (f"{CERTIFICATE.format('a', T0 + 5)}\n{CERTIFICATE.format('b', T0 + 6)}", "in.om:2: another sample of cert"),
     ],
 )

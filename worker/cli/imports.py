@@ -31,7 +31,7 @@ from worker.cloudflare import FACT_SETS
 from worker.config import BUCKET_SECONDS, Settings
 from worker.datasets import catalogue_of
 from worker.errors import LedgerFullError, UsageError
-from worker.importing import MOST_MISTAKES, Gathering, Imported
+from worker.importing import Gathering, Imported, Problem
 from worker.ledger import (
     Compared,
     Comparison,
@@ -159,7 +159,7 @@ async def _plan(settings: Settings, files: Sequence[str], now: float) -> Plan:
                 await _compare(ledger, gathering, plan, chunk)
                 chunk = []
         await _compare(ledger, gathering, plan, chunk)
-        if gathering.wrong:
+        if gathering.mistakes:
             raise UsageError(_message(gathering))
         if (await ledger.read(room)).used_bytes >= settings.ledger.max_bytes:
             msg = "the ledger has reached LEDGER_MAX_BYTES; there is no room for an import"
@@ -236,27 +236,28 @@ async def _compare(ledger: Ledger, gathering: Gathering, plan: Plan, chunk: Sequ
             case Comparison.DIFFERENT:
                 gathering.tell(*_difference(found, what))
             case Comparison.OVERLAPS:
-                gathering.tell(
-                    found.places.place(0), "the ledger has a window of another width at that time; widths never overlap"
-                )
+                problem = Problem("the ledger has a window of another width at that time; widths never overlap")
+                gathering.tell(found.places.place(0), problem)
             case other:
                 assert_never(other)
 
 
-def _difference(found: Imported, what: Compared) -> tuple[str, str]:
+def _difference(found: Imported, what: Compared) -> tuple[str, Problem]:
     """Where a bucket differs from that of the ledger, and how."""
     bucket = found.bucket
+    start = instant(bucket.window.start)
     stays = "what is captured never changes"
     if what.series is None:
-        window = f"window of {instant(bucket.window.start)}"
-        return found.places.place(0), f"the ledger has other series, or another time, in this {window}; {stays}"
-    return found.places.place(bucket.series.index(what.series)), f"the ledger has another value; {stays}"
+        words = f"the ledger has other series, or another time, in this window; {stays}"
+        return found.places.place(0), Problem(words, start)
+    return found.places.place(bucket.series.index(what.series)), Problem(
+        f"the ledger has another value; {stays}", start
+    )
 
 
 def _message(gathering: Gathering) -> str:
-    hidden = gathering.wrong - len(gathering.mistakes)
-    further = [f"and {hidden:,} more"] if hidden else []
-    return "\n  ".join(["nothing is imported:", *gathering.mistakes[:MOST_MISTAKES], *further])
+    further = [f"and {count_of('line', gathering.untold)} with other mistakes"] if gathering.untold else []
+    return "\n  ".join(["nothing is imported:", *map(str, gathering.mistakes), *further])
 
 
 async def _stage(settings: Settings, plan: Plan, files: Sequence[str], reason: str, now: float) -> int:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -30,7 +30,7 @@ from starlette.responses import Response
 from tests.reports import DATASET, DENIED, DESTINATION, NOW, REFUSAL, REPORT, SCOPE
 from tests.truth import SAME, difference, expected_content
 from worker import verification
-from worker.cli import main
+from worker.cli import main, repair
 from worker.cli.options import secrets_in
 from worker.cli.status import is_complete, print_status
 from worker.clock import SystemClock
@@ -870,6 +870,43 @@ def test_without_a_ledger_there_is_nothing_to_send_again(scene: Scene) -> None:
     assert result.exit_code == 5
     assert "there is no ledger" in result.stderr
     assert not scene.ledger.exists()
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes as soon as a repair is on record."""
+
+    @contextmanager
+    def stop_at_once(stopping: asyncio.Event) -> Iterator[None]:
+        stopping.set()
+        yield
+
+    monkeypatch.setattr(repair, "stop_on_signals", stop_at_once)
+
+
+@pytest.mark.usefixtures("interrupted")
+@pytest.mark.parametrize("command", [["resend", "--since", "10h"], ["backfill", "--from", "10h"]])
+def test_a_repair_that_is_cancelled_is_told_to_be_and_not_that_nothing_came_of_it(
+    command: list[str], scene: Scene
+) -> None:
+    scene.collected()
+    running = Ledger.open(scene.ledger)
+    try:
+        asked = scene.cfrw(*command, "--on-interrupt", "cancel")
+        shown = scene.cfrw("journal", "1")
+    finally:
+        asyncio.run(running.close())
+    assert asked.exit_code == 3
+    assert "repair 1 is asked to end, and what it queued is still delivered; `cfrw journal 1` shows it" in asked.stderr
+    assert "state:    asked; asked to end" in shown.stdout
+    assert "became" not in asked.stdout + shown.stdout
+
+    assert scene.cfrw("run", "--once").exit_code == 0
+    assert scene.journal()[0]["state"] == "cancelled"
+    alone = scene.cfrw(*command, "--on-interrupt", "cancel")
+    assert alone.exit_code == 3
+    assert "repair 2: cancelled; 0 buckets" in alone.stderr
+    assert "became" not in alone.stdout
 
 
 @pytest.fixture

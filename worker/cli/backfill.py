@@ -22,7 +22,7 @@ from worker.cli.options import (
     start_logging,
     stretch,
 )
-from worker.cli.repair import carry_out, is_delivered, on_interrupt_option, print_counts, print_reasons, reason_option
+from worker.cli.repair import carry_out, is_delivered, on_interrupt_option, print_outcome, reason_option
 from worker.cli.resend import TooOld, age_limit_seconds, print_too_old
 from worker.cli.tables import new_table, number_column, print_json, print_line, terminal, text_column
 from worker.clock import SystemClock
@@ -130,10 +130,10 @@ def backfill(
     if as_json:
         print_json(found)
     else:
-        click.echo(f"Captured {result.buckets:,} buckets with {result.samples:,} samples")
+        so_far = " so far" if found.is_open else ""
+        click.echo(f"Captured {result.buckets:,} buckets with {result.samples:,} samples{so_far}")
         _print_out_of_reach(result.out_of_reach)
-        print_counts("What became of them", result.outcome)
-        print_reasons(result.reasons)
+        print_outcome(found, result.outcome, result.reasons)
     if not is_delivered(found, result.outcome) or _is_lost(result.out_of_reach):
         sys.exit(EXIT_INCOMPLETE)
 

@@ -21,8 +21,7 @@ from worker.cli.repair import (
     for_the_journal,
     is_delivered,
     on_interrupt_option,
-    print_counts,
-    print_reasons,
+    print_outcome,
     reason_option,
 )
 from worker.cli.tables import count_of, print_json
@@ -37,6 +36,7 @@ from worker.ledger import (
     Comparison,
     Import,
     ImportResult,
+    Job,
     Ledger,
     all_scopes,
     begin_import,
@@ -107,22 +107,22 @@ def import_(
     if as_json:
         print_json(found)
     else:
-        print_imported(result)
-        print_counts("What became of it", result.outcome)
-        print_reasons(result.reasons)
+        print_imported(found, result)
     if not is_delivered(found, result.outcome) or result.differing or result.damaged:
         sys.exit(EXIT_INCOMPLETE)
 
 
-def print_imported(result: ImportResult) -> None:
-    """What came of an import in the ledger."""
-    click.echo(f"Imported {count_of('bucket', result.buckets)} with {count_of('sample', result.samples)}")
+def print_imported(found: Job, result: ImportResult) -> None:
+    """What came of an import in the ledger, and of its buckets after that."""
+    so_far = " so far" if found.is_open else ""
+    click.echo(f"Imported {count_of('bucket', result.buckets)} with {count_of('sample', result.samples)}{so_far}")
     if result.unchanged:
         click.echo(f"{count_of('bucket', result.unchanged)} were captured meanwhile, with the same content")
     if result.differing:
         click.echo(f"{count_of('bucket', result.differing)} were captured meanwhile with other content, which stays")
     if result.damaged:
         click.echo(f"{count_of('bucket', result.damaged)} were damaged on their way; import the files once more")
+    print_outcome(found, result.outcome, result.reasons)
 
 
 def _print_plan(plan: Plan, *, dry_run: bool) -> None:

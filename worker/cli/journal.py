@@ -11,7 +11,7 @@ import click
 from worker.cli.export import print_left_out
 from worker.cli.imports import print_imported
 from worker.cli.options import config_option, json_option
-from worker.cli.repair import print_counts, print_reasons
+from worker.cli.repair import as_it_stands, print_counts, print_outcome
 from worker.cli.tables import (
     new_table,
     number_column,
@@ -80,7 +80,7 @@ async def _read_all(path: Path, newest: int) -> tuple[Job, ...]:
 async def _read_one(path: Path, number: int) -> Job:
     ledger = Ledger.open_read_only(path)
     try:
-        return _known(await ledger.read(job, number), number)
+        return await as_it_stands(ledger, _known(await ledger.read(job, number), number))
     finally:
         await ledger.close()
 
@@ -141,24 +141,20 @@ def _print_one(found: Job) -> None:
     match found.result:
         case ResendResult(queued=queued, outcome=outcome, reasons=reasons):
             print_counts("Queued, by the state before", queued)
-            print_counts("What became of it", outcome)
-            print_reasons(reasons)
+            print_outcome(found, outcome, reasons)
         case BackfillResult(outcome=outcome, reasons=reasons, out_of_reach=out_of_reach):
             for each in out_of_reach:
                 print_line(
                     console, f"{each.dataset}: {each.windows:,} windows out of reach ({each.reason}): {each.detail}"
                 )
-            print_counts("What became of it", outcome)
-            print_reasons(reasons)
-        case VerifyResult() as result:
+            print_outcome(found, outcome, reasons)
+        case VerifyResult() as result if result.totals or not found.is_open:
             print_verified(result)
         case ImportResult() as result:
-            print_imported(result)
-            print_counts("What became of it", result.outcome)
-            print_reasons(result.reasons)
+            print_imported(found, result)
         case ExportResult(damaged=damaged, left_out=left_out):
             print_left_out(damaged, left_out)
-        case None:
+        case None | VerifyResult():
             pass
         case result:
             assert_never(result)

@@ -44,6 +44,7 @@ from worker.ledger import (
     resent,
 )
 from worker.observe import Redactor
+from worker.report import outcome_of
 
 # How often a command looks how far the repair is.
 _FOLLOW_SECONDS = 0.5
@@ -87,13 +88,22 @@ def carry_out(
         ask, arguments=arguments, reason=why, asked_by=asked_by(), now=SystemClock().now(), total=total
     )
     only_reads = isinstance(arguments, Verify)
-    return asyncio.run(_carry_out(settings, put_on_record, cancels=on_interrupt == "cancel", only_reads=only_reads))
+    return _told(
+        asyncio.run(_carry_out(settings, put_on_record, cancels=on_interrupt == "cancel", only_reads=only_reads))
+    )
 
 
 def carry_out_staged(settings: Settings, number: int, *, on_interrupt: str) -> Job:
     """The same of an import that is staged: it is on record already, and now it is asked for."""
     put_on_record = partial(release, job_id=number, now=SystemClock().now())
-    return asyncio.run(_carry_out(settings, put_on_record, cancels=on_interrupt == "cancel", only_reads=False))
+    return _told(asyncio.run(_carry_out(settings, put_on_record, cancels=on_interrupt == "cancel", only_reads=False)))
+
+
+def _told(found: Job) -> Job:
+    """The repair, after a line about its end where that was not the one that was asked for."""
+    if found.state in {JobState.FAILED, JobState.CANCELLED}:
+        click.echo(f"repair {found.job_id}: {outcome_of(found)}", err=True)
+    return found
 
 
 async def _carry_out(settings: Settings, put_on_record: Callable[..., int], *, cancels: bool, only_reads: bool) -> Job:
@@ -115,7 +125,7 @@ async def _carry_out(settings: Settings, put_on_record: Callable[..., int], *, c
                 if stopping.is_set() and cancels:
                     await worker.ledger.write(ask_to_cancel, number, SystemClock().now())
                     await worker.repairer.step_all()
-                found = await _as_it_stands(worker.ledger, number)
+                found = await as_it_stands(worker.ledger, await _found(worker.ledger, number))
                 display.show(found)
     if found.is_open:
         what = "ends when what it queued is delivered" if found.cancel_asked else "is not finished"
@@ -142,11 +152,11 @@ async def _by_the_running_worker(
             if found.is_open and cancels:
                 await ledger.write(ask_to_cancel, number, clock.now())
             display.show(found)
-        found = await _as_it_stands(ledger, number)
+        found = await as_it_stands(ledger, await _found(ledger, number))
     finally:
         await ledger.close()
     if found.is_open:
-        what = "is asked to end where it is" if cancels else "goes on"
+        what = "is asked to end, and what it queued is still delivered" if cancels else "goes on"
         click.echo(f"repair {number} {what}; `cfrw journal {number}` shows it", err=True)
     return found
 
@@ -159,12 +169,11 @@ async def _found(ledger: Ledger, number: int) -> Job:
     return found
 
 
-async def _as_it_stands(ledger: Ledger, number: int) -> Job:
+async def as_it_stands(ledger: Ledger, found: Job) -> Job:
     """A repair, with what has become of its deliveries so far where it has not ended."""
-    found = await _found(ledger, number)
     match found.result:
         case ResendResult() | BackfillResult() | ImportResult() as result if found.is_open:
-            return replace(found, result=replace(result, outcome=await ledger.read(resent, number)))
+            return replace(found, result=replace(result, outcome=await ledger.read(resent, found.job_id)))
         case _:
             return found
 
@@ -241,8 +250,13 @@ def print_counts(title: str, counts: Sequence[ResendCount]) -> None:
     terminal().print(table)
 
 
-def print_reasons(reasons: Sequence[Undelivered]) -> None:
-    """Why buckets are not delivered, a line each."""
+def print_outcome(found: Job, counts: Sequence[ResendCount], reasons: Sequence[Undelivered]) -> None:
+    """What became of what a repair queued, and a line for each reason why something of it is not delivered.
+
+    Of one that has not ended, or was cut short, nothing means that it had not come to that.
+    """
+    if counts or found.state is JobState.DONE:
+        print_counts("What became of it so far" if found.is_open else "What became of it", counts)
     for each in reasons:
         status = "" if each.status is None else f"HTTP {each.status}: "
         reason = shorten(each.reason, _MOST_ANSWER_CHARACTERS, placeholder="…")

@@ -17,7 +17,7 @@ from worker.cli.options import (
     start_logging,
     stretch,
 )
-from worker.cli.repair import carry_out, is_delivered, on_interrupt_option, print_counts, print_reasons, reason_option
+from worker.cli.repair import carry_out, is_delivered, on_interrupt_option, print_counts, print_outcome, reason_option
 from worker.cli.tables import print_json
 from worker.clock import SystemClock
 from worker.cloudflare import FACT_SETS
@@ -114,8 +114,7 @@ def resend(
     if as_json:
         print_json(found)
     else:
-        print_counts("What became of it", result.outcome)
-        print_reasons(result.reasons)
+        print_outcome(found, result.outcome, result.reasons)
     if not is_delivered(found, result.outcome):
         sys.exit(EXIT_INCOMPLETE)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from worker.cli.options import EXIT_INCOMPLETE, config_option, json_option, settings_of, start_logging, stretch
-from worker.cli.repair import carry_out, is_delivered, on_interrupt_option, print_counts, print_reasons, reason_option
+from worker.cli.repair import carry_out, is_delivered, on_interrupt_option, print_counts, print_outcome, reason_option
 from worker.cli.resend import require_names
 from worker.cli.tables import (
     MOST_ROWS,
@@ -121,8 +121,7 @@ def verify(
         is_good = _is_healed(result, healed)
         if not as_json:
             outcome = healed.result if isinstance(healed.result, ResendResult) else ResendResult()
-            print_counts("What became of it", outcome.outcome)
-            print_reasons(outcome.reasons)
+            print_outcome(healed, outcome.outcome, outcome.reasons)
     if as_json:
         print_json([found, healed] if repairs else found)
     if not is_good:

@@ -15,14 +15,23 @@ import click
 from worker import __version__
 from worker.cli import backfill, check, datasets, export, gaps, imports, journal, resend, run, simulate, status, verify
 from worker.cli.options import EXIT_INTERRUPTED, config_option
-from worker.errors import WorkerError
+from worker.cli.usage import one_line
+from worker.errors import UsageError, WorkerError
 
 # Longer than the first sentence of any command.
 _WHOLE_SENTENCE_CHARACTERS = 1000
 
 
 class Group(click.Group):
-    """Turns the worker's own errors into one message and their exit code."""
+    """Turns errors, the worker's own and those of a command line, into one message and their exit code."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            raise one_line(error, str(info_name)) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands with a whole sentence each, which click would cut at the end of the line."""
@@ -38,6 +47,8 @@ class Group(click.Group):
         except WorkerError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except click.UsageError as error:
+            raise one_line(error, f"{ctx.command_path} {ctx.invoked_subcommand}") from error
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
 
@@ -60,10 +71,10 @@ def main(ctx: click.Context, resend_since: str | None, config_file: Path | None)
     if ctx.invoked_subcommand is not None:
         if resend_since is not None:
             msg = "--resend-since is a command by itself; `cfrw resend --since WHEN` takes further options"
-            raise click.UsageError(msg)
+            raise UsageError(msg)
         if config_file is not None:
             msg = f"--config goes behind the command: cfrw {ctx.invoked_subcommand} --config {config_file}"
-            raise click.UsageError(msg)
+            raise UsageError(msg)
         return
     if resend_since is not None:
         ctx.invoke(resend.resend, since=resend_since, config_file=config_file)

@@ -25,6 +25,7 @@ from worker.cli.options import (
 from worker.cli.repair import carry_out, is_delivered, on_interrupt_option, print_outcome, reason_option
 from worker.cli.resend import TooOld, age_limit_seconds, print_too_old
 from worker.cli.tables import new_table, number_column, print_json, print_line, terminal, text_column
+from worker.cli.usage import WholeNumber
 from worker.clock import SystemClock
 from worker.cloudflare import FACT_SETS, Api, Dataset
 from worker.config import CloudflareSettings, Settings
@@ -76,7 +77,7 @@ class Plan:
 @click.option("--dataset", "datasets", multiple=True, metavar="DATASET", help="Only this dataset; repeatable.")
 @click.option(
     "--max-hours",
-    type=click.IntRange(1),
+    type=WholeNumber(1),
     metavar="HOURS",
     help="How far back it may reach; CF_BACKFILL_MAX_HOURS by default.",
 )

@@ -20,6 +20,7 @@ from worker.cli.options import (
 from worker.cli.repair import asked_by, for_the_journal, reason_option
 from worker.cli.resend import require_names
 from worker.cli.tables import count_of, print_line, terminal
+from worker.cli.usage import WholeNumber
 from worker.clock import SystemClock
 from worker.config import Settings
 from worker.config.values import InvalidValueError, size_bytes
@@ -88,7 +89,7 @@ class Receipt(msgspec.Struct):
     "--format", "how", type=click.Choice(list(FORMATS)), default="openmetrics", help="For promtool, or people."
 )
 @click.option("--output", metavar="PATH", help="A new folder for the files, or - for standard output.")
-@click.option("--block-hours", type=click.IntRange(_BLOCK_HOURS), help="How long a stretch a file holds, by the clock.")
+@click.option("--block-hours", type=WholeNumber(_BLOCK_HOURS), help="How long a stretch a file holds, by the clock.")
 @click.option("--max-bytes", metavar="SIZE", help="Go on in a further file where one would be larger.")
 @reason_option
 def export(

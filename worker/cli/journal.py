@@ -23,6 +23,7 @@ from worker.cli.tables import (
     text_column,
     word_column,
 )
+from worker.cli.usage import WholeNumber
 from worker.cli.verify import print_verified
 from worker.clock import SystemClock
 from worker.datasets import ledger_path_of
@@ -48,9 +49,9 @@ _LARGEST = 2**63 - 1
 
 
 @click.command()
-@click.argument("number", type=click.IntRange(1, _LARGEST), required=False)
+@click.argument("number", type=WholeNumber(1, _LARGEST), required=False)
 @config_option
-@click.option("--newest", default=20, show_default=True, type=click.IntRange(1, _LARGEST), help="How many are listed.")
+@click.option("--newest", default=20, show_default=True, type=WholeNumber(1, _LARGEST), help="How many are listed.")
 @click.option("--cancel", "cancels", is_flag=True, help="Ask whoever carries repair NUMBER out to end it.")
 @json_option
 def journal(number: int | None, *, config_file: Path | None, newest: int, cancels: bool, as_json: bool) -> None:

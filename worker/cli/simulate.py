@@ -8,6 +8,7 @@ import click
 
 from worker.app import stop_on_signals
 from worker.cli.tables import terminal
+from worker.cli.usage import WholeNumber
 from worker.clock import SystemClock
 from worker.config.endpoints import listen_address
 from worker.errors import UsageError
@@ -17,9 +18,9 @@ from worker.errors import UsageError
 @click.option(
     "--listen", default="127.0.0.1:8787", show_default=True, metavar="HOST:PORT", help="Where to listen; port 0: any."
 )
-@click.option("--zones", default=5, show_default=True, type=click.IntRange(1), help="How many zones there are.")
-@click.option("--accounts", default=2, show_default=True, type=click.IntRange(1), help="Over how many accounts.")
-@click.option("--seed", default=1, show_default=True, help="Everything follows from it.")
+@click.option("--zones", default=5, show_default=True, type=WholeNumber(1), help="How many zones there are.")
+@click.option("--accounts", default=2, show_default=True, type=WholeNumber(1), help="Over how many accounts.")
+@click.option("--seed", default=1, show_default=True, type=WholeNumber(), help="Everything follows from it.")
 def simulate(*, listen: str, zones: int, accounts: int, seed: int) -> None:
     """Serve a simulated Cloudflare API until Ctrl-C, for a worker to be tried on."""
     from worker.simulator import api, fleet, serving  # noqa: PLC0415 - needs graphql-core, which a worker does not

@@ -3,6 +3,7 @@
 Only reads. `worker.status` says what each field means; `/`, `/api/v1/status` and `cfrw status` show it.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ from worker.cloudflare.quota import WINDOW_SECONDS
 from worker.config import CloudflareSettings, Settings
 from worker.health import Verdict
 from worker.ledger import (
+    AlikeDenials,
     BackfillResult,
-    Denial,
     ExportResult,
     ImportResult,
     Job,
@@ -27,7 +28,7 @@ from worker.ledger import (
     VerifyResult,
     backlogs,
     delivery_counts,
-    denials,
+    denials_alike,
     destination_reports,
     jobs,
     logged_requests,
@@ -113,9 +114,12 @@ async def report_status(
         further_delays=further,
     )
     scopes = [report for report in known if report.dataset in further]
-    denied = [denial for denial in await ledger.read(denials) if denial.dataset in kinds]
+    denied = [alike for alike in await ledger.read(denials_alike) if alike.dataset in kinds]
     size = await ledger.read(room)
     paused = size.used_bytes >= settings.ledger.max_bytes
+    # Of a large fleet that is most of a second, in which the loops go on.
+    scope_statuses = await asyncio.to_thread(lambda: tuple(_scope(report, paused=paused) for report in scopes))
+    dataset_statuses = await asyncio.to_thread(_datasets, datasets, delay_seconds, scopes, denied)
     return StatusReport(
         version=__version__,
         now=now,
@@ -130,10 +134,10 @@ async def report_status(
             buckets=sum(report.captured for report in known),
         ),
         journal=tuple(_entry(job) for job in await ledger.read(jobs, newest=_JOURNAL_ENTRIES)),
-        datasets=_datasets(datasets, delay_seconds, scopes, denied),
-        denied=_denied(denied, kinds),
+        datasets=dataset_statuses,
+        denied=await asyncio.to_thread(_denied, denied, kinds),
         scope_count=len(scopes),
-        scopes=tuple(_scope(report, paused=paused) for report in scopes),
+        scopes=scope_statuses,
     )
 
 
@@ -163,12 +167,14 @@ async def _tokens(ledger: Ledger, settings: CloudflareSettings, now: float) -> t
 
 
 def _datasets(
-    datasets: Sequence[Dataset], delay_seconds: int, scopes: Sequence[ScopeReport], denied: Sequence[Denial]
+    datasets: Sequence[Dataset], delay_seconds: int, scopes: Sequence[ScopeReport], denied: Sequence[AlikeDenials]
 ) -> tuple[DatasetStatus, ...]:
     reports: dict[str, list[ScopeReport]] = {dataset.name: [] for dataset in datasets}
     for report in scopes:
         reports[report.dataset].append(report)
-    denials_of = Counter(denial.dataset for denial in denied)
+    denials_of: Counter[str] = Counter()
+    for alike in denied:
+        denials_of[alike.dataset] += len(alike.scopes)
     return tuple(
         DatasetStatus(
             dataset=dataset.name,
@@ -187,14 +193,16 @@ def _datasets(
     )
 
 
-def _denied(denied: Sequence[Denial], kinds: Mapping[str, str]) -> tuple[DeniedStatus, ...]:
-    alike: dict[tuple[str, str], list[DeniedScope]] = {}
-    for denial in denied:
-        scope = DeniedScope(denial.tag, denial.name, denial.denied_at)
-        alike.setdefault((denial.dataset, denial.detail), []).append(scope)
+def _denied(denied: Sequence[AlikeDenials], kinds: Mapping[str, str]) -> tuple[DeniedStatus, ...]:
     return tuple(
-        DeniedStatus(dataset, kinds[dataset], reason, len(scopes), tuple(scopes))
-        for (dataset, reason), scopes in alike.items()
+        DeniedStatus(
+            alike.dataset,
+            kinds[alike.dataset],
+            alike.detail,
+            len(alike.scopes),
+            tuple(DeniedScope(each.tag, each.name, each.denied_at) for each in alike.scopes),
+        )
+        for alike in denied
     )
 
 
@@ -258,7 +266,8 @@ def _series(block: bytes) -> str:
 
 def _scope(report: ScopeReport, *, paused: bool) -> ScopeStatus:
     reasons: list[str] = []
-    if (waiting := report.missing - report.holes) > 0:
+    missing = report.missing
+    if (waiting := missing - report.holes) > 0:
         if report.denied:
             why = f"not asked for any more, as they are denied: {report.denied}"
         elif paused:
@@ -266,7 +275,7 @@ def _scope(report: ScopeReport, *, paused: bool) -> ScopeStatus:
         else:
             why = "waiting for their turn"
         reasons.append(f"{waiting} {why}")
-    if report.missing and report.reason:
+    if missing and report.reason:
         reasons.append(f"{report.holes} {report.reason}: {report.detail}")
     return ScopeStatus(
         dataset=report.dataset,
@@ -276,7 +285,7 @@ def _scope(report: ScopeReport, *, paused: bool) -> ScopeStatus:
         newest_window_end=report.newest_end,
         expected=report.expected,
         captured=report.captured,
-        missing=report.missing,
+        missing=missing,
         reason="; ".join(reasons) or None,
     )
 

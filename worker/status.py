@@ -7,7 +7,9 @@ The field names are those of /api/v1/status: renaming one breaks its readers.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from worker.health import TokenState, Verdict
 
@@ -85,8 +87,7 @@ class DestinationStatus:
     refusals: tuple[RefusedStatus, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ScopeStatus:
+class ScopeStatus(msgspec.Struct, frozen=True, gc=False):
     """One dataset of one zone or account, over the reach of automatic replay.
 
     scope:             Cloudflare's tag (id).
@@ -133,8 +134,7 @@ class DatasetStatus:
     missing: int
 
 
-@dataclass(frozen=True, slots=True)
-class DeniedScope:
+class DeniedScope(msgspec.Struct, frozen=True, gc=False):
     """A zone or an account, by its tag (id) and its name, that is denied something since then."""
 
     scope: str
@@ -258,9 +258,10 @@ class StatusReport:
     ledger: LedgerStatus
     journal: tuple[JournalEntry, ...]
     datasets: tuple[DatasetStatus, ...]
-    denied: tuple[DeniedStatus, ...]
+    # Without a repr: `asyncio.run` makes one of what it returns (for a message that nobody sees), here of 100 MB.
+    denied: tuple[DeniedStatus, ...] = field(repr=False)
     scope_count: int
-    scopes: tuple[ScopeStatus, ...]
+    scopes: tuple[ScopeStatus, ...] = field(repr=False)
 
 
 def worst_first(report: StatusReport) -> StatusReport:

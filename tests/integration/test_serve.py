@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
 from tests.clocks import ManualClock
@@ -19,7 +20,7 @@ from worker.observe import Metrics
 from worker.serve import Server, create_app
 from worker.status import StatusReport
 
-LARGE_REPORT = replace(REPORT, scopes=tuple(replace(SCOPE, name=f"{n}.example") for n in range(30_000)))
+LARGE_REPORT = replace(REPORT, scopes=tuple(structs.replace(SCOPE, name=f"{n}.example") for n in range(30_000)))
 
 
 async def read_report() -> StatusReport:

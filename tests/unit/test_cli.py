@@ -22,6 +22,7 @@ import click
 import pytest
 import structlog
 from click.testing import CliRunner, Result
+from msgspec import structs
 from pydantic import SecretStr
 from rich.console import Console
 from starlette.requests import Request
@@ -604,7 +605,7 @@ def test_status_shows_zones_and_destinations_and_its_json_parses(scene: Scene) -
 
 
 def test_a_status_of_many_zones_shows_the_worst_and_says_how_many_more_there_are() -> None:
-    scopes = tuple(replace(SCOPE, scope=f"{number}", name=f"zone-{number:03}.example") for number in range(60))
+    scopes = tuple(structs.replace(SCOPE, scope=f"{number}", name=f"zone-{number:03}.example") for number in range(60))
     console = Console(file=io.StringIO(), width=200, markup=False)
     print_status(replace(REPORT, scope_count=60, scopes=scopes), console)
     assert isinstance(console.file, io.StringIO)
@@ -651,12 +652,12 @@ def test_every_token_is_a_secret() -> None:
 
 
 def test_a_status_of_many_datasets_sums_them_up_and_shows_what_is_missing_and_denied() -> None:
-    lacking = replace(SCOPE, scope="1", name="lacking.example", missing=7, reason="7 failed: HTTP 503")
+    lacking = structs.replace(SCOPE, scope="1", name="lacking.example", missing=7, reason="7 failed: HTTP 503")
     firewall = replace(
         DENIED,
         dataset="firewall_events",
         scope_count=9_000,
-        scopes=tuple(replace(DENIED.scopes[0], name=f"{letter}.example") for letter in "abcd"),
+        scopes=tuple(structs.replace(DENIED.scopes[0], name=f"{letter}.example") for letter in "abcd"),
     )
     longest = max(shipped(), key=len)
     report = replace(
@@ -667,7 +668,7 @@ def test_a_status_of_many_datasets_sums_them_up_and_shows_what_is_missing_and_de
         ),
         denied=(firewall, DENIED),
         scope_count=2,
-        scopes=(lacking, replace(SCOPE, name="fine.example")),
+        scopes=(lacking, structs.replace(SCOPE, name="fine.example")),
     )
     report = replace(report, datasets=(*report.datasets, replace(DATASET, dataset="firewall_events")))
     console = Console(file=io.StringIO(), width=80, markup=False)
@@ -754,7 +755,9 @@ def test_the_table_of_destinations_fits_a_terminal() -> None:
 def test_a_report_is_complete_when_nothing_is_missing_pending_refused_expired_or_damaged(
     scope: dict[str, Any], destination: dict[str, Any], complete: object
 ) -> None:
-    report = replace(REPORT, scopes=(replace(SCOPE, **scope),), destinations=(replace(DESTINATION, **destination),))
+    report = replace(
+        REPORT, scopes=(structs.replace(SCOPE, **scope),), destinations=(replace(DESTINATION, **destination),)
+    )
     assert is_complete(report) == complete
 
 

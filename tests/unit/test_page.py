@@ -5,7 +5,9 @@ from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec import structs
 
 from tests.reports import DATASET, DENIED, DESTINATION, NOW, REFUSAL, REPORT, SCOPE
 from worker import page
@@ -53,6 +55,9 @@ def with_every_text(value: Any, text: str) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         members = {field.name: with_every_text(getattr(value, field.name), text) for field in fields(value)}
         return replace(value, **members)
+    if isinstance(value, msgspec.Struct):
+        members = {name: with_every_text(getattr(value, name), text) for name in value.__struct_fields__}
+        return structs.replace(value, **members)
     return value
 
 
@@ -72,7 +77,7 @@ EVERYTHING = replace(
     ),
     datasets=(DATASET, replace(DATASET, missing=1, scopes_missing=1)),
     denied=(DENIED,),
-    scopes=(replace(SCOPE, missing=1, reason="not answered"),),
+    scopes=(structs.replace(SCOPE, missing=1, reason="not answered"),),
 )
 
 
@@ -147,7 +152,7 @@ def test_trouble_stands_at_the_top_in_sentences() -> None:
             replace(DESTINATION, name="backup", pending_samples=5, pending_buckets=2, oldest_pending_end=NOW - 60),
         ),
         scope_count=2,
-        scopes=(replace(SCOPE, missing=3, captured=21), SCOPE),
+        scopes=(structs.replace(SCOPE, missing=3, captured=21), SCOPE),
     )
 
     text = document(report).text
@@ -169,7 +174,7 @@ def test_a_worker_that_has_nothing_yet_still_has_a_page() -> None:
 
 
 def test_what_never_happened_is_called_never() -> None:
-    scopes = (replace(SCOPE, newest_window_end=None),)
+    scopes = (structs.replace(SCOPE, newest_window_end=None),)
     destinations = (replace(DESTINATION, last_success_at=None),)
 
     text = document(replace(REPORT, scopes=scopes, destinations=destinations)).text
@@ -243,7 +248,7 @@ def test_how_a_destination_is_spoken_to_and_why_it_is_parked_stand_beside_its_na
 
 
 def test_of_ten_thousand_zones_the_worst_are_shown_and_the_rest_is_counted() -> None:
-    scopes = tuple(replace(SCOPE, name=f"zone{number}.example") for number in range(10_000))
+    scopes = tuple(structs.replace(SCOPE, name=f"zone{number}.example") for number in range(10_000))
     report = replace(REPORT, scopes=scopes, scope_count=10_000)
 
     html = page.render(report)
@@ -259,7 +264,10 @@ def test_of_many_datasets_each_has_a_row_and_a_zone_only_where_something_is_miss
         replace(DATASET, dataset=f"dataset_{number}", kind="account", delay_seconds=3600) for number in range(129)
     )
     lacking = replace(DATASET, dataset="lacking", scope_count=10_000, scopes_missing=2, missing=7, scopes_denied=30)
-    scopes = (replace(SCOPE, name="lacking.example", missing=7), *[replace(SCOPE, name="fine.example")] * 129)
+    scopes = (
+        structs.replace(SCOPE, name="lacking.example", missing=7),
+        *[structs.replace(SCOPE, name="fine.example")] * 129,
+    )
     report = replace(REPORT, datasets=(lacking, *datasets), scopes=scopes, scope_count=130)
 
     text = document(report).text
@@ -272,7 +280,7 @@ def test_of_many_datasets_each_has_a_row_and_a_zone_only_where_something_is_miss
 
 
 def test_what_is_denied_is_shown_with_the_number_of_zones_the_first_of_them_and_the_reason() -> None:
-    scopes = tuple(replace(DENIED.scopes[0], name=f"zone{number}.example") for number in range(10_000))
+    scopes = tuple(structs.replace(DENIED.scopes[0], name=f"zone{number}.example") for number in range(10_000))
     many = replace(DENIED, dataset="firewall_events", scope_count=10_000, scopes=scopes)
 
     html = page.render(replace(REPORT, denied=(many, *[DENIED] * 250)))

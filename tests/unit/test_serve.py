@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from msgspec import structs
 
 from tests.clocks import ManualClock
 from tests.reports import DESTINATION, REPORT, SCOPE
@@ -122,7 +123,7 @@ async def test_the_page_and_the_json_tell_the_same(client: httpx.AsyncClient) ->
 async def test_the_json_has_every_scope_or_the_part_that_was_asked_for(
     client: httpx.AsyncClient, source: Source
 ) -> None:
-    scopes = tuple(replace(SCOPE, name=str(number), missing=number) for number in range(300))
+    scopes = tuple(structs.replace(SCOPE, name=str(number), missing=number) for number in range(300))
     source.report = replace(REPORT, scopes=scopes, scope_count=300)
 
     whole = (await client.get("/api/v1/status")).json()

@@ -119,9 +119,12 @@ from worker.ledger.resend import (
 )
 from worker.ledger.retention import Room, covered, prove_writable, prune, room
 from worker.ledger.scopes import (
+    AlikeDenials,
     Denial,
+    DeniedScope,
     Scope,
     denials,
+    denials_alike,
     denied_counts,
     missing_windows,
     newest_timestamps,
@@ -152,6 +155,7 @@ __all__ = [
     "STAGING_SECONDS",
     "STEP_BUCKETS",
     "WHOLE_QUEUE",
+    "AlikeDenials",
     "Arguments",
     "Backfill",
     "BackfillResult",
@@ -164,6 +168,7 @@ __all__ = [
     "Comparison",
     "DeliveryCount",
     "Denial",
+    "DeniedScope",
     "DestinationReport",
     "Export",
     "ExportResult",
@@ -226,6 +231,7 @@ __all__ = [
     "delete_unstaged",
     "delivery_counts",
     "denials",
+    "denials_alike",
     "denied_counts",
     "destination_numbers",
     "destination_reports",

@@ -582,7 +582,8 @@ ORDER BY refusal.rowid DESC
 LIMIT :most
 
 -- name: scope_reports
-WITH bounds AS (
+-- Materialized, as SQLite would otherwise reckon the end of the stretch anew for each count.
+WITH bounds AS MATERIALIZED (
     SELECT
         expectation.dataset_id, expectation.scope_id, expectation.width_seconds,
         -- A window belongs to the stretch while its end lies inside it.
@@ -601,7 +602,7 @@ WITH bounds AS (
     JOIN scope ON scope.id = expectation.scope_id
     JOIN dataset ON dataset.id = expectation.dataset_id
     LEFT JOIN denial ON denial.dataset_id = expectation.dataset_id AND denial.scope_id = expectation.scope_id
-), reach AS MATERIALIZED (
+), reach AS (
     SELECT
         dataset_id, scope_id, width_seconds, first_start, denied,
         min(final_until, coalesce(until, final_until)) / width_seconds * width_seconds AS after_last,
@@ -735,6 +736,16 @@ JOIN dataset ON dataset.id = denial.dataset_id
 JOIN scope ON scope.id = denial.scope_id
 WHERE scope.gone_at IS NULL
 ORDER BY dataset.name, scope.name, scope.tag
+
+-- name: denied_alike
+SELECT
+    dataset.name, denial.detail,
+    json_group_array(json_array(scope.tag, scope.name, denial.denied_at) ORDER BY scope.name, scope.tag)
+FROM denial
+JOIN dataset ON dataset.id = denial.dataset_id
+JOIN scope ON scope.id = denial.scope_id
+WHERE scope.gone_at IS NULL
+GROUP BY dataset.name, denial.detail
 
 -- name: denied_counts
 SELECT dataset.name, count(*)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import msgspec
+
 from worker.ledger.jobs import Undelivered
 from worker.ledger.packing import SERIES_ID_TYPE
 from worker.ledger.session import Session
@@ -44,9 +46,10 @@ class DeliveryCount:
     gone: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ScopeReport:
+class ScopeReport(msgspec.Struct, frozen=True, gc=False):
     """One dataset of one scope over a stretch of time. Starts and ends are unix seconds.
+
+    A large fleet has hundreds of thousands.
 
     expected:     windows that were final in that stretch.
     captured:     of those, how many have a bucket.

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from worker.ledger.session import Session
 
 # Enough for a sentence of the API.
@@ -31,8 +33,7 @@ class Scope:
         return self.tag == self.account_tag
 
 
-@dataclass(frozen=True, slots=True)
-class Denial:
+class Denial(msgspec.Struct, frozen=True, gc=False):
     """A dataset that a scope is not entitled to, since when (unix seconds), and why."""
 
     dataset: str
@@ -40,6 +41,23 @@ class Denial:
     name: str
     denied_at: int
     detail: str
+
+
+class DeniedScope(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A scope that is denied something, since when (unix seconds); a large fleet has hundreds of thousands."""
+
+    tag: str
+    name: str
+    denied_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class AlikeDenials:
+    """Scopes that are not entitled to a dataset for the same reason, by name."""
+
+    dataset: str
+    detail: str
+    scopes: tuple[DeniedScope, ...]
 
 
 def record_scopes(session: Session, scopes: Sequence[Scope], now: float) -> tuple[Scope, ...]:
@@ -94,6 +112,17 @@ def record_denials(session: Session, denials: Mapping[tuple[str, str], str | Non
 def denials(session: Session) -> tuple[Denial, ...]:
     """What the scopes of the last listing are not entitled to, by dataset."""
     return tuple(Denial(*row) for row in session.rows("denied"))
+
+
+def denials_alike(session: Session) -> tuple[AlikeDenials, ...]:
+    """The same, by dataset and reason.
+
+    All scopes of a reason are one text to SQLite: a row for each would take several times as long.
+    """
+    return tuple(
+        AlikeDenials(dataset, detail, msgspec.json.decode(scopes, type=tuple[DeniedScope, ...]))
+        for dataset, detail, scopes in session.rows("denied_alike")
+    )
 
 
 def denied_counts(session: Session) -> dict[str, int]:

@@ -152,6 +152,13 @@ def test_what_is_given_up_for_its_age_is_a_range_of_the_queue(connection: apsw.C
     assert any("INDEX delivery_queue (destination_id=? AND segment<?)" in line for line in plan(connection, name))
 
 
+def test_until_when_windows_of_a_scope_are_expected_is_reckoned_once(connection: apsw.Connection) -> None:
+    lines = plan(connection, "scope_reports")
+
+    assert "MATERIALIZE bounds" in lines
+    assert len([line for line in lines if "json_each" in line]) == 1
+
+
 def test_the_newest_refusals_of_a_destination_are_found_without_sorting(connection: apsw.Connection) -> None:
     lines = plan(connection, "newest_refusals")
 

@@ -92,9 +92,13 @@ async def _read_status(settings: Settings) -> StatusReport:
 
 
 def is_complete(report: StatusReport) -> bool:
-    """Whether there are zones, everything due of them was captured, and everything captured was acknowledged."""
+    """Whether there are zones, everything due of them was captured, and everything captured was acknowledged.
+
+    What a token that is refused should bring, nobody knows.
+    """
     return (
         bool(report.scopes)
+        and all(token.refusal is None for token in report.tokens)
         and not any(scope.missing for scope in report.scopes)
         and not any(
             each.pending_buckets

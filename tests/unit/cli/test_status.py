@@ -189,5 +189,11 @@ def test_a_report_is_complete_when_nothing_is_missing_pending_refused_expired_or
     assert is_complete(report) == complete
 
 
+def test_a_report_with_a_token_that_is_refused_is_not_complete() -> None:
+    (one,) = REPORT.tokens
+    assert is_complete(REPORT)
+    assert not is_complete(replace(REPORT, tokens=(one, replace(one, refused_since=NOW, refusal="no"))))
+
+
 def test_a_report_without_zones_is_not_complete() -> None:
     assert not is_complete(replace(REPORT, scopes=(), scope_count=0))

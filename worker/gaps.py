@@ -157,7 +157,7 @@ async def find_gaps(
     ]
     denied = {(each.dataset, each.tag): each.detail for each in await ledger.read(denials)}
     width_seconds = settings.bucket_seconds
-    replay_since = now - settings.replay_hours * 3600
+    why = _Why(now - settings.replay_hours * 3600, width_seconds)
     asked = range(ceil(first / width_seconds) * width_seconds, until, width_seconds)
     runs: list[_Run] = []
     not_final = 0
@@ -166,31 +166,26 @@ async def find_gaps(
             continue
         after_newest = now - dataset.final_after_seconds(settings.delay_seconds) - width_seconds
         starts = asked[: len(range(asked.start, min(asked.stop, int(after_newest) + 1), width_seconds))]
-        for scope in scopes:
-            if scope.kind is not dataset.scope:
-                continue
-            not_final += len(asked) - len(starts)
-            missing = await ledger.read(
-                missing_windows,
-                dataset=dataset.name,
-                widths_seconds=dataset.widths_seconds,
-                tag=scope.tag,
-                starts=starts,
-            )
-            if not missing:
-                continue
-            known = await ledger.read(
-                holes_between,
-                dataset=dataset.name,
-                tag=scope.tag,
-                width_seconds=width_seconds,
-                since=starts.start,
-                until=starts.stop,
-            )
-            why = _Why(
-                {each.start: each for each in known}, denied.get((dataset.name, scope.tag)), replay_since, width_seconds
-            )
-            runs += (_Run(cause, dataset.name, scope.name, run, detail) for cause, run, detail in why.parts(missing))
+        names = {scope.tag: scope.name for scope in scopes if scope.kind is dataset.scope}
+        not_final += len(names) * (len(asked) - len(starts))
+        missing = await ledger.read(
+            missing_windows,
+            dataset=dataset.name,
+            widths_seconds=dataset.widths_seconds,
+            tags=list(names),
+            starts=starts,
+        )
+        known = await ledger.read(
+            holes_between,
+            dataset=dataset.name,
+            tags=missing,
+            width_seconds=width_seconds,
+            since=starts.start,
+            until=starts.stop,
+        )
+        for tag, lacking in missing.items():
+            parts = why.parts(lacking, known[tag], denied.get((dataset.name, tag)))
+            runs += (_Run(cause, dataset.name, names[tag], run, detail) for cause, run, detail in parts)
     lost = [
         each
         for each in await ledger.read(not_delivered_between, since=since, until=until)
@@ -209,29 +204,35 @@ async def find_gaps(
     return Gaps(tuple(gaps), not_final, first)
 
 
-@dataclass(frozen=True, slots=True)
 class _Why:
-    """Why windows of one dataset and scope have no bucket."""
+    """Why windows of a dataset and scope have no bucket."""
 
-    holes: Mapping[int, KnownHole]
-    denied: str | None
-    replay_since: float
-    width_seconds: int
+    def __init__(self, replay_since: float, width_seconds: int) -> None:
+        self._replay_since = replay_since
+        self._width_seconds = width_seconds
+        # Thousands of zones lack the same for the same reasons.
+        self._told: dict[object, list[tuple[Cause, range, str]]] = {}
 
-    def parts(self, missing: Iterable[range]) -> Iterable[tuple[Cause, range, str]]:
-        """Runs of windows in stretches that are missing for the same reason."""
-        for run in missing:
-            for (cause, detail), starts in groupby(run, self._of):
-                same = list(starts)
-                yield cause, range(same[0], same[-1] + run.step, run.step), detail
+    def parts(
+        self, missing: tuple[range, ...], known: tuple[KnownHole, ...], denied: str | None
+    ) -> list[tuple[Cause, range, str]]:
+        """Runs of windows that are missing for the same reason, with what was said."""
+        found = self._told.get((missing, known, denied))
+        if found is None:
+            holes = {each.start: each for each in known}
+            found = self._told[missing, known, denied] = []
+            for run in missing:
+                for (cause, detail), starts in groupby(run, lambda start: self._of(start, holes.get(start), denied)):
+                    same = list(starts)
+                    found.append((cause, range(same[0], same[-1] + run.step, run.step), detail))
+        return found
 
-    def _of(self, start: int) -> tuple[Cause, str]:
-        hole = self.holes.get(start)
-        is_replayed = start + self.width_seconds > self.replay_since
+    def _of(self, start: int, hole: KnownHole | None, denied: str | None) -> tuple[Cause, str]:
+        is_replayed = start + self._width_seconds > self._replay_since
         if hole is not None and hole.reason in _OF_HOLE:
             return _OF_HOLE[hole.reason], hole.detail
-        if self.denied is not None:
-            return Cause.DENIED, self.denied
+        if denied is not None:
+            return Cause.DENIED, denied
         if hole is not None:
             return (Cause.FAILED if is_replayed else Cause.GIVEN_UP), hole.detail
         return (Cause.WAITING if is_replayed else Cause.NEVER_ASKED), ""

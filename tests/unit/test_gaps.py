@@ -234,3 +234,23 @@ async def test_what_was_not_delivered_of_zones_and_datasets_that_are_not_collect
     assert [gap.dataset for gap in (await scene.gaps(until=int(NOW), datasets=["certificates"])).gaps] == [
         "certificates"
     ]
+
+
+async def test_the_ledger_is_asked_as_often_for_many_zones_as_for_few(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    read = scene.ledger.read
+
+    async def count(verb: Any, *arguments: Any, **more: Any) -> Any:
+        asked.append(verb.__name__)
+        return await read(verb, *arguments, **more)
+
+    monkeypatch.setattr(scene.ledger, "read", count)
+    await scene.gaps()
+    of_two = len(asked)
+    zones = [Scope(tag(number), f"zone{number}.example", "a" * 32, "Example", "pro") for number in range(1, 50)]
+    await scene.ledger.write(record_scopes, zones, NOW)
+    found = await scene.gaps()
+    assert [len(gap.scopes) for gap in found.gaps] == [49, 49]
+    assert len(asked) == 2 * of_two

@@ -1,9 +1,10 @@
 """Verbs about what is missing: windows without a bucket, and buckets that a destination will not get."""
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from worker.ledger.capture import HoleReason
-from worker.ledger.scopes import scope_number
 from worker.ledger.session import Session
 
 
@@ -37,20 +38,20 @@ class NotDelivered:
 
 
 def holes_between(
-    session: Session, *, dataset: str, tag: str, width_seconds: int, since: int, until: int
-) -> tuple[KnownHole, ...]:
-    """The windows that were asked for and have no bucket, among those that start in [since, until); oldest first."""
-    return tuple(
-        KnownHole(start, HoleReason(reason), detail)
-        for start, reason, detail in session.rows(
-            "holes_between",
-            dataset_id=session.number_of("dataset_id", dataset),
-            scope_id=scope_number(session, tag),
-            width_seconds=width_seconds,
-            since=since,
-            until=until,
-        )
-    )
+    session: Session, *, dataset: str, tags: Iterable[str], width_seconds: int, since: int, until: int
+) -> dict[str, tuple[KnownHole, ...]]:
+    """By scope, the windows that were asked for and have no bucket; of those that start in [since, until), by start."""
+    found: dict[str, list[KnownHole]] = {tag: [] for tag in tags}
+    for tag, start, reason, detail in session.rows(
+        "holes_between",
+        dataset_id=session.number_of("dataset_id", dataset),
+        tags=json.dumps(list(found)),
+        width_seconds=width_seconds,
+        since=since,
+        until=until,
+    ):
+        found[tag].append(KnownHole(start, HoleReason(reason), detail))
+    return {tag: tuple(sorted(holes, key=lambda each: each.start)) for tag, holes in found.items()}
 
 
 def not_delivered_between(session: Session, *, since: int, until: int) -> tuple[NotDelivered, ...]:

@@ -71,10 +71,12 @@ WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :wid
     AND reason = 'expired'
 
 -- name: captured_between
-SELECT captured.start, captured.width_seconds
-FROM json_each(:widths) AS width
+SELECT scope.tag, captured.start, captured.width_seconds
+FROM json_each(:tags) AS asked
+CROSS JOIN scope ON scope.tag = asked.value
+CROSS JOIN json_each(:widths) AS width
 CROSS JOIN captured
-WHERE captured.dataset_id = :dataset_id AND captured.scope_id = :scope_id AND captured.width_seconds = width.value
+WHERE captured.dataset_id = :dataset_id AND captured.scope_id = scope.id AND captured.width_seconds = width.value
     AND captured.start > :since - width.value AND captured.start < :until
     AND captured.chapter BETWEEN (:since - width.value) / (64 * width.value) AND :until / (64 * width.value)
 
@@ -135,10 +137,12 @@ ON CONFLICT DO UPDATE SET
     reason = excluded.reason, detail = excluded.detail, attempts = attempts + 1, attempted_at = excluded.attempted_at
 
 -- name: holes_between
-SELECT start, reason, detail FROM hole
-WHERE dataset_id = :dataset_id AND scope_id = :scope_id AND width_seconds = :width_seconds
-    AND start >= :since AND start < :until
-ORDER BY start
+SELECT scope.tag, hole.start, hole.reason, hole.detail
+FROM json_each(:tags) AS asked
+CROSS JOIN scope ON scope.tag = asked.value
+CROSS JOIN hole
+WHERE hole.dataset_id = :dataset_id AND hole.scope_id = scope.id AND hole.width_seconds = :width_seconds
+    AND hole.start >= :since AND hole.start < :until
 
 -- name: log_requests
 INSERT INTO request_log (token, api, ended_at) VALUES (:token, :api, :ended_at)

@@ -155,29 +155,30 @@ def outstanding_windows(
 
 
 def missing_windows(
-    session: Session, *, dataset: str, widths_seconds: Sequence[int], tag: str, starts: range
-) -> list[range]:
+    session: Session, *, dataset: str, widths_seconds: Sequence[int], tags: Sequence[str], starts: range
+) -> dict[str, tuple[range, ...]]:
     """Of the windows `starts`, those without a bucket, expected or not: runs without a gap, oldest first.
 
-    A window that overlaps a bucket of another width is left out: both would be values of one series for one time.
+    A window that overlaps a bucket of another width is left out: both would be values of one series for one time. So is
+    a scope that lacks none.
 
     widths_seconds: all that the dataset has.
     """
     if not starts:
-        return []
-    found = session.rows(
+        return {}
+    taken: dict[str, set[int]] = {tag: set() for tag in tags}
+    for tag, start, width_seconds in session.rows(
         "captured_between",
         dataset_id=session.number_of("dataset_id", dataset),
-        scope_id=scope_number(session, tag),
+        tags=json.dumps(list(tags)),
         widths=json.dumps(list(widths_seconds)),
         since=starts.start,
         until=starts.stop,
-    )
-    taken: set[int] = set()
-    for start, width_seconds in found:
+    ):
         first = start - start % starts.step
-        taken.update(range(first, start + width_seconds, starts.step))
-    return _runs_without(starts, sorted(taken))
+        taken[tag].update(range(first, start + width_seconds, starts.step))
+    missing = ((tag, _runs_without(starts, sorted(settled))) for tag, settled in taken.items())
+    return {tag: tuple(runs) for tag, runs in missing if runs}
 
 
 def newest_timestamps(

@@ -12,7 +12,7 @@ Knows nothing of receivers. What it keeps in memory is only a view of the ledger
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 from typing import assert_never
@@ -290,17 +290,24 @@ class Collector:
         if buckets:
             self._ledger.announce()
             self._note_captured(buckets, captured)
+        self._settle(worklists, answers, holes)
+        await self._note_token(answers)
+        if not all(_is_no_answer(answer) for answer in answers):
+            return _Outcome.ANSWERED
+        kinds = {answer.failure.kind for answer in answers if isinstance(answer, Failed)}
+        return _Outcome.TURNED_AWAY if kinds <= _NOBODYS_FAULT else _Outcome.SILENT
+
+    def _settle(self, worklists: Mapping[str, Worklist], answers: Iterable[ScopeAnswer], holes: Iterable[Hole]) -> None:
+        """Ask no more for what the ledger has now: a bucket, or the reason why there never will be one."""
         for answer in answers:
             if isinstance(answer, Answered):
                 worklists[answer.dataset.name].outstanding[answer.scope.tag].windows.discard(answer.windows)
                 self._metrics.collect_folded_rows_total.labels(answer.dataset.name).inc(
                     sum(samples.folded for samples in answer.windows.values())
                 )
-        await self._note_token(answers)
-        if not all(_is_no_answer(answer) for answer in answers):
-            return _Outcome.ANSWERED
-        kinds = {answer.failure.kind for answer in answers if isinstance(answer, Failed)}
-        return _Outcome.TURNED_AWAY if kinds <= _NOBODYS_FAULT else _Outcome.SILENT
+        for hole in holes:
+            if hole.reason is HoleReason.EXPIRED:
+                worklists[hole.dataset].outstanding[hole.scope].windows.discard([hole.window.start])
 
     async def _note_token(self, answers: Sequence[ScopeAnswer]) -> None:
         """Tell whether Cloudflare takes the token, where the answers say so."""
@@ -381,7 +388,6 @@ class Collector:
             reason = HoleReason.EXPIRED
             starts = expired
             hold_seconds = 0.0
-            found.windows.discard(starts)
         found.is_failing = reason is not HoleReason.EXPIRED
         found.held_until = self._clock.monotonic() + hold_seconds
         return [

@@ -50,11 +50,10 @@ from worker.health import Health, TokenState
 from worker.ledger import (
     HoleReason,
     Ledger,
-    capture,
     drifted_buckets,
     present_scopes,
     prune,
-    record_holes,
+    record_answer,
     record_scopes,
     room,
 )
@@ -992,10 +991,7 @@ async def test_the_budget_is_looked_at_all_along_a_long_pass(tmp_path: Path) -> 
         assert 0 < len((await scene.captured())[zone(1).tag]) < len(due(scene))
 
 
-@pytest.mark.parametrize("verb", [capture, record_holes, record_scopes])
-async def test_a_full_volume_pauses_collection_and_loses_nothing(
-    verb: object, scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def has_no_room_for(verb: object, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     write = scene.ledger.write
 
     async def full(given: Any, *args: Any, **kwargs: Any) -> Any:
@@ -1004,9 +1000,18 @@ async def test_a_full_volume_pauses_collection_and_loses_nothing(
             raise LedgerFullError(message)
         return await write(given, *args, **kwargs)
 
-    scene.api.fault = lambda each, _starts: failure(ErrorKind.MALFORMED) if each == zone(3) else None
     monkeypatch.setattr(scene.ledger, "write", full)
+    monkeypatch.setattr(scene.ledger, "write_soon", full)
+
+
+@pytest.mark.parametrize("verb", [record_answer, record_scopes])
+async def test_a_full_volume_pauses_collection_and_loses_nothing(
+    verb: object, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.api.fault = lambda each, _starts: failure(ErrorKind.MALFORMED) if each == zone(3) else None
+    has_no_room_for(verb, scene, monkeypatch)
     assert not await scene.collect()
+    assert await scene.captured() == {}
     assert scene.health.loops()[LOOP].completed_at is not None
     monkeypatch.undo()
     # After a listing that could not be written down, Cloudflare may be gone as well.
@@ -1017,6 +1022,19 @@ async def test_a_full_volume_pauses_collection_and_loses_nothing(
     scene.api.fault = lambda _zone, _starts: None
     assert await scene.next_pass()
     assert await scene.captured() == {each.tag: due(scene) for each in scene.api.zones}
+
+
+async def test_windows_past_retention_are_given_up_once_a_full_volume_has_room_for_their_reason(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expired = failure(ErrorKind.RETENTION, bound_seconds=60)
+    scene.api.fault = lambda each, _starts: expired if each == zone(2) else None
+    has_no_room_for(record_answer, scene, monkeypatch)
+    assert not await scene.collect()
+    monkeypatch.undo()
+
+    assert await scene.next_pass()
+    assert await scene.holes() == {("zone02.example", HoleReason.EXPIRED, expired.message): len(due(scene))}
 
 
 # ----------------------------------------------------------------------------------------------- stopping and going on

@@ -19,7 +19,8 @@ from worker.ledger.session import Session
 Place = tuple[int, int, int]
 """Where a walk goes on: number of the dataset, number of the scope, and the start of its next window, unix seconds."""
 
-# Combinations of dataset and scope that are looked at in one transaction, 10 us each where there is nothing to read.
+# Combinations of dataset and scope in one transaction. One with nothing to read takes 80 us where the
+# dataset has a day of minutes in the time that is meant, which are 23 chapters, and 300 us with a month of them.
 _MOST_PAIRS = 1_000
 
 # So many values of a label are a short query still: 30 ids of 32 characters are a kilobyte.
@@ -120,7 +121,9 @@ def _windows(session: Session, place: Place, until: int, most_samples: int) -> t
     dataset_id, scope_id, since = place
     pair = {"dataset_id": dataset_id, "scope_id": scope_id}
     widths: list[int] = []
-    while width_seconds := session.number("next_width", **pair, width_seconds=widths[-1] if widths else 0):
+    while width_seconds := session.number(
+        "next_width", dataset_id=dataset_id, width_seconds=widths[-1] if widths else 0
+    ):
         widths.append(width_seconds)
     windows = (
         session.rows("windows_of_pair", **pair, width_seconds=width_seconds, since=since, until=until)

@@ -423,11 +423,9 @@ WITH pair (dataset_id, scope_id) AS (
 )
 SELECT dataset_id, scope_id FROM pair WHERE dataset_id > 0 AND scope_id IS NOT NULL LIMIT 1
 
+-- Of a dataset, whichever scope has any: whether this one does the look into the chapters of the time tells.
 -- name: next_width
-SELECT captured.width_seconds FROM captured
-WHERE captured.dataset_id = :dataset_id AND captured.scope_id = :scope_id AND captured.width_seconds > :width_seconds
-ORDER BY captured.width_seconds
-LIMIT 1
+SELECT min(width_seconds) FROM chapter WHERE dataset_id = :dataset_id AND width_seconds > :width_seconds
 
 -- Of one width the index has them in order: whoever needs the first ones reads no others.
 -- name: windows_of_pair

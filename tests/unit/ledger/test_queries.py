@@ -21,7 +21,6 @@ OF_A_SCOPE = {
     "settled_starts",
     "captured_between",
     "newest_timestamp",
-    "next_width",
     "windows_of_pair",
     "scope_reports",
     "newest_captured",
@@ -139,6 +138,11 @@ def test_the_buckets_of_a_scope_are_one_look_into_each_chapter(connection: apsw.
 @pytest.mark.parametrize("name", ["settled_starts", "captured_between", "windows_of_pair", "captured_buckets"])
 def test_chapters_of_another_time_are_not_looked_into(connection: apsw.Connection, name: str) -> None:
     assert any(re.search(r"SEARCH chapter .*width_seconds=\? AND number>\?", line) for line in plan(connection, name))
+
+
+def test_the_widths_of_a_dataset_are_found_without_a_look_at_any_bucket(connection: apsw.Connection) -> None:
+    # It is asked for every scope, also those without buckets, and of the time that is meant it knows nothing.
+    assert plan(connection, "next_width") == ["SEARCH chapter USING PRIMARY KEY (dataset_id=? AND width_seconds>?)"]
 
 
 def test_what_nobody_asked_to_be_passed_over_or_waited_for_costs_the_queue_nothing() -> None:

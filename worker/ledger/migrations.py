@@ -88,7 +88,7 @@ def migrate(connection: apsw.Connection, path: str) -> None:
         before = {name: pragma(connection, name) for name in settings}
         for name, value in settings.items():
             connection.pragma(name, value)
-        connection.pragma("temp_store_directory", str(Path(path).absolute().parent))
+        connection.pragma("temp_store_directory", str(Path(path).resolve().parent))
         try:
             for reached, step in enumerate(MIGRATIONS[version - 1 :], version + 1):
                 _take(step, reached, connection, path)

@@ -77,7 +77,9 @@ async def test_a_step_that_fails_leaves_the_version_before_it(path: Path, monkey
     assert header(path) == (CURRENT_VERSION + 2, APPLICATION_ID)
 
 
-async def test_what_a_step_sorts_is_in_files_beside_the_ledger(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_a_step_sorts_is_in_files_beside_the_ledger_itself(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = ("foreign_keys", "temp_store", "temp_store_directory")
     seen: list[list[object]] = []
 
@@ -89,7 +91,10 @@ async def test_what_a_step_sorts_is_in_files_beside_the_ledger(path: Path, monke
     look(ledger._connection)
     await ledger.close()
     later_versions(monkeypatch, look)
-    ledger = Ledger.open(path)
+    link = path.parent / "configured" / path.name
+    link.parent.mkdir()
+    link.symlink_to(path)
+    ledger = Ledger.open(link)
     look(ledger._connection)
     await ledger.close()
 

@@ -6,18 +6,13 @@
 
 PRAGMA writable_schema = ON;
 
-UPDATE sqlite_schema SET sql = 'CREATE TABLE bucket (
-    id            INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice: an answer may come after its bucket is gone
-    dataset_id    INTEGER NOT NULL REFERENCES dataset (id),
-    scope_id      INTEGER NOT NULL REFERENCES scope (id),
-    width_seconds INTEGER NOT NULL,
-    start         INTEGER NOT NULL,  -- unix seconds
-    timestamp_ms  INTEGER NOT NULL,  -- what its samples carry; fixed here so that sending again sends the same
-    captured_at   INTEGER NOT NULL,
-    series_ids    BLOB NOT NULL,     -- uint32, little-endian, one per sample
-    sample_values BLOB NOT NULL,     -- float64, little-endian, one per sample, in the same order
-    checksum      INTEGER NOT NULL  -- CRC-32 over all of the above but captured_at (worker/ledger/packing.py)
-) STRICT'
+-- No more than that of the text: a table that is not as version 3 had it is found out, now or when the schema is compared.
+UPDATE sqlite_schema SET sql = replace(
+    sql,
+    ',  -- CRC-32 over all of the above but captured_at (worker/ledger/packing.py)
+    UNIQUE (dataset_id, scope_id, width_seconds, start)',
+    '  -- CRC-32 over all of the above but captured_at (worker/ledger/packing.py)'
+)
 WHERE type = 'table' AND name = 'bucket';
 
 UPDATE sqlite_schema SET

@@ -231,6 +231,17 @@ def test_tables_that_are_not_those_of_version_1_are_damage_and_stay_as_they_are(
     assert schema(old) == before
 
 
+@pytest.mark.parametrize("damage", ["DROP COLUMN captured_at", "ADD COLUMN colour TEXT"])
+def test_a_table_of_buckets_that_is_not_that_of_version_1_is_damage(old: Path, damage: str) -> None:
+    connection = apsw.Connection(str(old))
+    connection.execute(f"ALTER TABLE bucket {damage}")
+    connection.close()
+
+    # A step gives it another text, which must not become that of a sound one.
+    with pytest.raises(LedgerDamagedError, match=f"{old} is damaged: its schema lacks or has changed bucket"):
+        Ledger.open(old)
+
+
 @pytest.mark.parametrize("opening", [Ledger.open_read_only, Ledger.open_to_ask])
 def test_whoever_only_reads_or_asks_waits_for_the_worker(old: Path, opening: Callable[[Path], Ledger]) -> None:
     with pytest.raises(LedgerUnusableError, match=f"schema version 1; `cfrw run` brings it to {CURRENT_VERSION}"):

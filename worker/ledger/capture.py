@@ -20,6 +20,9 @@ _MAX_DETAIL_CHARACTERS = 500
 # What became of a bucket is told by the name of its count; this one is of those that are newly written.
 _NEW = "buckets"
 
+# What tells a window's chapter.
+_WINDOW = ("dataset_id", "width_seconds", "start")
+
 
 class HoleReason(StrEnum):
     """Why a window that was asked for has no bucket."""
@@ -92,6 +95,9 @@ def capture(session: Session, buckets: Sequence[Bucket], now: float, *, job_id: 
     rows = [_row(session, dataset_ids[bucket.dataset], bucket, int(now)) for bucket in buckets]
     newest_before = session.number("newest_bucket")
     written = session.many("add_bucket", rows)
+    # Of those that were captured before, too: where a damaged file has lost a chapter, they are in none.
+    windows = {(row.dataset_id, row.width_seconds, row.start) for row in rows}
+    session.many("begin_chapter", [dict(zip(_WINDOW, window, strict=True)) for window in windows])
     if written == len(rows):
         outcomes = [_NEW] * written
     else:
@@ -99,7 +105,6 @@ def capture(session: Session, buckets: Sequence[Bucket], now: float, *, job_id: 
         outcomes = [_NEW if _is_next(row, new) else _compare(session, row) for row in rows]
     if written:
         # Numbers are given in ascending order and never twice: from this one on, all are of this call.
-        session.change("begin_chapters", first_id=newest_before + 1)
         session.change("close_holes", first_id=newest_before + 1)
         session.change("enqueue", first_id=newest_before + 1, job_id=job_id)
     counts = Counter(zip(names, outcomes, strict=True))

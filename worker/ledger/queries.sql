@@ -107,9 +107,8 @@ INSERT INTO bucket
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO NOTHING
 
--- name: begin_chapters
-INSERT INTO chapter (dataset_id, width_seconds, number)
-SELECT DISTINCT dataset_id, width_seconds, start / (64 * width_seconds) FROM bucket NOT INDEXED WHERE id >= :first_id
+-- name: begin_chapter
+INSERT INTO chapter (dataset_id, width_seconds, number) VALUES (:dataset_id, :width_seconds, :start / (64 * :width_seconds))
 ON CONFLICT DO NOTHING
 
 -- name: keys_after

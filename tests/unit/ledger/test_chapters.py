@@ -150,3 +150,17 @@ async def test_a_chapter_without_buckets_is_forgotten(ledger: Ledger, hours: dic
 
     newest = await ledger.read(newest_timestamps, dataset=DATASET, widths_seconds=(HOUR,), tags=[tag(1)])
     assert newest == {tag(1): start(max(hours[1])) * 1000}
+
+
+async def test_a_chapter_that_a_damaged_file_has_lost_is_there_again_once_its_windows_are_captured_again(
+    ledger: Ledger, hours: dict[int, set[int]]
+) -> None:
+    scopes = await ledger.read(captured_scopes, since=0, until=int(NOW), widths_seconds=(HOUR,))
+    ledger._connection.execute("DELETE FROM chapter")
+    assert await ledger.read(captured_scopes, since=0, until=int(NOW), widths_seconds=(HOUR,)) == ()
+
+    again = buckets([1], sorted(hours[1]), samples=1)
+    captured = await ledger.write(capture, again, NOW)
+
+    assert (captured.buckets, captured.unchanged) == (0, len(again))
+    assert await ledger.read(captured_scopes, since=0, until=int(NOW), widths_seconds=(HOUR,)) == scopes

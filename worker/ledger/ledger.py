@@ -185,18 +185,19 @@ class Ledger:
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         """Do what waits, in the ledger's thread: all writes together, then one read, and again until nothing waits.
 
-        One callback brings the outcomes of several back: the way to the event loop and back costs as much as a verb.
+        One callback brings the outcomes of all writes back: the way to the event loop and back costs as much as a verb.
         """
         # Before anything is taken: what is asked for from now on is taken too, or the thread is called again.
         self._is_called = False
         while self._writes or self._reads:
-            done = [self._writes.popleft() for _ in range(len(self._writes))]
-            if done:
-                self._commit(done)
+            if writes := [self._writes.popleft() for _ in range(len(self._writes))]:
+                self._commit(writes)
+                # Not with the read that follows, which may take seconds.
+                loop.call_soon_threadsafe(_tell, writes)
             if self._reads:
-                done.append(self._reads.popleft())
-                self._look(done[-1])
-            loop.call_soon_threadsafe(_tell, done)
+                read = self._reads.popleft()
+                self._look(read)
+                loop.call_soon_threadsafe(read.tell)
 
     def _commit(self, asked: Sequence[_Asked[Any]]) -> None:
         """Run verbs in one transaction; where that fails, each in one of its own."""

@@ -294,6 +294,20 @@ async def test_a_read_has_its_turn_between_the_writes_of_those_who_write_all_the
     assert len(await looking) == 3
 
 
+async def test_a_write_does_not_wait_for_the_read_behind_it(ledger: Ledger) -> None:
+    busy, long = Gate(), Gate()
+    writing = asyncio.create_task(ledger.write(lambda _: busy.hold()))
+    await busy.reached.wait()
+    looking = asyncio.create_task(ledger.read(lambda _: long.hold()))
+    await asyncio.sleep(0)
+    busy.open()
+    await writing
+
+    assert not looking.done()
+    long.open()
+    await looking
+
+
 async def test_what_can_wait_is_written_with_what_comes_next(path: Path) -> None:
     patient = Ledger.open(path, gather_seconds=3600.0)
     await patient.write(record_scopes, [scope(1), scope(2)], NOW)

@@ -279,6 +279,8 @@ class Collector:
                     assert_never(answer)
         if holes:
             _tell_failures([answer for answer in answers if isinstance(answer, Failed)], holes)
+        # Before all else that is written: while that waits, a later answer may say otherwise.
+        await self._note_token(answers)
         captured = await self._ledger.write_soon(
             record_answer,
             self._settings.name,
@@ -291,7 +293,6 @@ class Collector:
             self._ledger.announce()
             self._note_captured(buckets, captured)
         self._settle(worklists, answers, holes)
-        await self._note_token(answers)
         if not all(_is_no_answer(answer) for answer in answers):
             return _Outcome.ANSWERED
         kinds = {answer.failure.kind for answer in answers if isinstance(answer, Failed)}

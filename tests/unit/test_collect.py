@@ -728,6 +728,26 @@ async def test_a_retention_without_a_bound_gives_nothing_up(scene: Scene) -> Non
 OUTAGES = [ErrorKind.SERVER, ErrorKind.NETWORK, ErrorKind.RATE, ErrorKind.TOKEN, ErrorKind.ENDPOINT]
 
 
+async def test_a_token_is_refused_although_what_it_brought_before_is_written_later(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.api.zones = [zone(number) for number in range(20)]
+    scene.api.fault = lambda each, _starts: failure(ErrorKind.TOKEN) if each in scene.api.zones[10:] else None
+    write_soon = scene.ledger.write_soon
+    refused = asyncio.Event()
+
+    async def in_the_end(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["buckets"]:
+            await refused.wait()
+        refused.set()
+        return await write_soon(*args, **kwargs)
+
+    monkeypatch.setattr(scene.ledger, "write_soon", in_the_end)
+    assert not await scene.collect()
+    assert len(await scene.captured()) == 10
+    assert scene.health.tokens["default"] is TokenState.REFUSED
+
+
 @pytest.mark.parametrize("kind", OUTAGES)
 async def test_an_outage_ends_the_pass_after_a_few_queries_and_loses_nothing(kind: ErrorKind, scene: Scene) -> None:
     scene.api.zones = [zone(number) for number in range(200)]

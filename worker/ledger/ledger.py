@@ -6,7 +6,8 @@ that `worker.ledger` exports; they return values and know nothing of the event l
 
 Writes that wait at the same time share one transaction, since what a transaction costs is mostly its sync to disk. None
 of them returns before that. Where one of them fails, none of it has happened, and each is tried in a transaction of its
-own: a verb may run more than once, and counts once.
+own: a verb may run more than once, and counts once. Where the volume fails or the file is damaged, all of them fail:
+nobody goes on after that.
 
 Cancelling the caller does not cancel a verb that was asked for: what it commits stays true.
 """
@@ -47,6 +48,9 @@ class _Asked(Generic[T]):
 
     def fail(self, error: BaseException) -> None:
         """It has not happened; why is told later."""
+        if isinstance(error, StopIteration):
+            # No future takes one.
+            error = RuntimeError(f"a verb of the ledger raised {error!r}")
         self._tell = partial(self._answer.set_exception, error)
 
     def tell(self) -> None:

@@ -106,6 +106,9 @@ def _take(step: Callable[[apsw.Connection], None], reached: int, connection: aps
             step(connection)
             connection.execute(f"PRAGMA user_version = {reached}")
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            if reached == CURRENT_VERSION:
+                # A file that is refused must not say that it is of this version.
+                _check_schema(connection, path)
     except apsw.SQLError as error:
         # A table or a column that is not as its version had it.
         message = f"{path} is damaged: it cannot be brought to schema version {reached} ({error}); {_WAY_OUT}"

@@ -664,18 +664,27 @@ JOIN dataset ON dataset.id = reach.dataset_id
 JOIN scope ON scope.id = reach.scope_id
 ORDER BY dataset.name, scope.name, scope.tag, reach.width_seconds
 
+-- One look for each scope: whichever has the newest window has it in the newest chapter.
 -- name: newest_captured
-SELECT dataset.name, max(
-    (
-        SELECT captured.start FROM captured
-        WHERE captured.dataset_id = expectation.dataset_id AND captured.scope_id = expectation.scope_id
-            AND captured.width_seconds = expectation.width_seconds
-        ORDER BY captured.chapter DESC, captured.start DESC LIMIT 1
-    ) + expectation.width_seconds
-) AS newest_end
-FROM expectation JOIN dataset ON dataset.id = expectation.dataset_id
-GROUP BY dataset.id
-HAVING newest_end IS NOT NULL
+SELECT name, newest_end
+FROM (
+    SELECT dataset.name, max(
+        (
+            SELECT captured.start FROM captured
+            WHERE captured.dataset_id = expectation.dataset_id AND captured.scope_id = expectation.scope_id
+                AND captured.width_seconds = expectation.width_seconds
+                AND captured.chapter = (
+                    SELECT max(number) FROM chapter
+                    WHERE chapter.dataset_id = expectation.dataset_id
+                        AND chapter.width_seconds = expectation.width_seconds
+                )
+            ORDER BY captured.start DESC LIMIT 1
+        ) + expectation.width_seconds
+    ) AS newest_end
+    FROM expectation JOIN dataset ON dataset.id = expectation.dataset_id
+    GROUP BY dataset.id
+)
+WHERE newest_end IS NOT NULL
 
 -- name: hole_counts
 SELECT dataset.name, hole.reason, count(*)

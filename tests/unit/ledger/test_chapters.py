@@ -12,6 +12,7 @@ from worker.ledger import (
     captured_buckets,
     captured_scopes,
     missing_windows,
+    newest_captured,
     newest_timestamps,
     next_piece,
     outstanding_windows,
@@ -98,6 +99,14 @@ async def test_the_newest_bucket_is_in_whichever_chapter_has_one(ledger: Ledger,
     )
 
     assert newest == {tag(zone): start(max(captured)) * 1000 if captured else None for zone, captured in hours.items()}
+
+
+async def test_the_newest_window_of_all_is_found_whoever_has_it(ledger: Ledger, hours: dict[int, set[int]]) -> None:
+    assert await ledger.read(newest_captured) == {DATASET: start(max(set().union(*hours.values()))) + HOUR}
+
+    await ledger.write(capture, buckets([2], [HOURS + 3 * CHAPTER], samples=1), NOW)
+
+    assert await ledger.read(newest_captured) == {DATASET: start(HOURS + 3 * CHAPTER) + HOUR}
 
 
 async def test_every_bucket_of_a_stretch_is_counted_and_handed_out(ledger: Ledger, hours: dict[int, set[int]]) -> None:

@@ -241,6 +241,8 @@ def test_a_table_of_buckets_that_is_not_that_of_version_1_is_damage(old: Path, d
     with pytest.raises(LedgerDamagedError, match=f"{old} is damaged: its schema lacks or has changed bucket"):
         Ledger.open(old)
 
+    assert version(old) < CURRENT_VERSION
+
 
 @pytest.mark.parametrize("opening", [Ledger.open_read_only, Ledger.open_to_ask])
 def test_whoever_only_reads_or_asks_waits_for_the_worker(old: Path, opening: Callable[[Path], Ledger]) -> None:

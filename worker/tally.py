@@ -1,13 +1,16 @@
 """Which samples of the buckets that are on their way are not decided on yet.
 
 A bucket may go out in several requests, be halved, and be refused in part: it is decided on when each of its samples
-is. Pure: writes nothing down.
+is. What is refused is told by the series that the bucket has, whatever they are called on their way. Pure: writes
+nothing down.
 """
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import assert_never
 
-from worker.buckets import Batch
+from worker.buckets import Batch, StoredBucket
 from worker.isolate import Decision, Declined, Taken
 from worker.ledger import Refusal
 
@@ -15,7 +18,9 @@ from worker.ledger import Refusal
 class Tally:
     """Which samples of a turn's buckets are not decided on yet."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, captured_as: Mapping[int, Mapping[int, int]] = MappingProxyType({})) -> None:
+        """`captured_as` is that of `worker.remote_write.Outgoing`."""
+        self._captured_as = captured_as
         self._undecided = {bucket.bucket_id: bucket.sample_count for bucket in batch.buckets}
         self.parts = {bucket.bucket_id: bucket.sample_count for bucket in batch.buckets if bucket.is_part}
         """How many samples are sent of the buckets of which the destination has the rest."""
@@ -27,7 +32,7 @@ class Tally:
 
         Those that are acknowledged; what was refused of the others, and of which of these a part is acknowledged.
 
-        sent: whether a receiver took it, and not a rule that drops it.
+        sent: whether a receiver decided, on what it was sent, and not a rule.
         """
         acknowledged: list[int] = []
         refusals: list[Refusal] = []
@@ -38,7 +43,8 @@ class Tally:
                     self._partly.update([bucket.bucket_id for bucket in batch.buckets])
             case Declined(batch, status, text):
                 for bucket in batch.buckets:
-                    refusal = Refusal(bucket.bucket_id, bucket.series_ids, status, text)
+                    series_ids = self._captured_ids(bucket) if sent else bucket.series_ids
+                    refusal = Refusal(bucket.bucket_id, series_ids, status, text)
                     self._refusals.setdefault(bucket.bucket_id, []).append(refusal)
             case _:
                 assert_never(decision)
@@ -53,6 +59,13 @@ class Tally:
             else:
                 acknowledged.append(number)
         return acknowledged, refusals, partly
+
+    def _captured_ids(self, sent: StoredBucket) -> bytes:
+        """The ids that the samples of a part have in their bucket."""
+        captured = self._captured_as.get(sent.bucket_id)
+        if captured is None:
+            return sent.series_ids
+        return array("I", map(captured.__getitem__, array("I", sent.series_ids))).tobytes()
 
     def undecided(self, bucket_ids: Sequence[int]) -> list[int]:
         """Those of these buckets that are not decided on as a whole."""

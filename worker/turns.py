@@ -126,7 +126,7 @@ class Turns:
                 await self._record.write(partial(set_aside, bucket_ids=pending.damaged))
             if pending.batch.buckets:
                 outgoing = self._outbox.outgoing(pending.batch)
-                tally = Tally(pending.batch)
+                tally = Tally(pending.batch, outgoing.captured_as)
                 await self._settle_what_is_not_sent(tally, outgoing)
                 if outgoing.batch.buckets:
                     return self._turn(outgoing.batch, tally, read_at), after
@@ -136,7 +136,8 @@ class Turns:
         if outgoing.dropped:
             await self._record.settle(tally, Taken(Batch(outgoing.dropped, {})), sent=False)
         for bucket, reason in outgoing.unsendable:
-            self._record.tell(await self._record.settle(tally, Declined(Batch((bucket,), {}), None, reason)))
+            declined = Declined(Batch((bucket,), {}), None, reason)
+            self._record.tell(await self._record.settle(tally, declined, sent=False))
 
     def _turn(self, batch: Batch, tally: Tally, read_at: float) -> Turn:
         message = self._message()

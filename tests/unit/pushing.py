@@ -13,7 +13,7 @@ import pytest
 
 from tests.clocks import JumpingClock, ManualClock
 from tests.unit.ledger.fleet import HOUR, NOW, T0, bucket, scope, true_value
-from worker.config import DestinationSettings, Message, QueueSettings
+from worker.config import DestinationSettings, Message, QueueSettings, RelabelRule
 from worker.health import Health
 from worker.ledger import Ledger, capture, record_scopes, register_destinations
 from worker.observe import Metrics
@@ -131,6 +131,7 @@ class Scene:
         attempts: int | None = None,
         window_seconds: int = 300_000_000,
         message: Message | None = Message.V1,
+        rules: tuple[RelabelRule, ...] = (),
         **queue: Any,
     ) -> Pusher:
         destination = DestinationSettings(
@@ -138,6 +139,7 @@ class Scene:
             url="http://127.0.0.1:9/api/v1/write",
             out_of_order_time_window_seconds=window_seconds,
             protobuf_message=message,
+            write_relabel_configs=rules,
             queue=QueueSettings(**queue),
         )
         self.health.expect(f"push:{name}", allowance_seconds=500, liveness_seconds=500)

@@ -1,5 +1,7 @@
 import asyncio
+from array import array
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +15,7 @@ from tests.unit.ledger.fleet import (
     bucket,
     carry_out_next,
     tag,
+    true_value,
 )
 from tests.unit.pushing import (
     ACCEPTED,
@@ -30,6 +33,9 @@ from tests.unit.pushing import (
     sees,
     strict,
 )
+from worker.buckets import Bucket
+from worker.config import RelabelRule
+from worker.config.relabel_rules import RelabelAction
 from worker.errors import LedgerFullError
 from worker.ledger import (
     Resend,
@@ -37,11 +43,13 @@ from worker.ledger import (
     capture,
     destination_reports,
     expire,
+    refusals,
     refuse,
     set_aside,
 )
 from worker.push import IDLE_SECONDS
 from worker.remote_write import Fate, Later, Refused, Verdict
+from worker.series import label_block
 
 __all__ = ["manual", "scene", "strict"]  # fixtures
 
@@ -474,6 +482,35 @@ async def test_an_outage_of_the_receiver_makes_the_worker_neither_unready_nor_un
     await scene.pusher(max_backoff_seconds=300).drain(scene.stopping)
     assert scene.clock.now() > NOW + 3 * HOUR
     assert verdicts == [True] * (len(scene.receiver.sent) - 1)
+
+
+async def test_what_is_refused_of_a_series_that_is_sent_under_the_id_of_another_is_sent_again_when_asked_for(
+    scene: Scene,
+) -> None:
+    """An account was renamed, and a rule drops its name: the series before and after are one to the receiver."""
+    before, after = (of_two_metrics(hour, account) for hour, account in ((0, "old"), (1, "new")))
+    await scene.ledger.write(capture, [before, after], NOW)
+    pusher = scene.pusher(rules=(RelabelRule(action=RelabelAction.LABELDROP, regex="account"),))
+    scene.receiver.answer = never_takes({(1, 1, "C0")})
+    await pusher.drain(scene.stopping)
+    [refusal] = await scene.ledger.read(refusals, "prom", newest=2)
+    assert refusal.series == after.series[:1]
+    await scene.ledger.write(ask_for_resend, Resend(T0 + HOUR, int(NOW), metrics=("metric_2",)))
+    await scene.ledger.write(carry_out_next, NOW)
+    scene.receiver.sent.clear()
+    scene.receiver.answer = in_turn()
+    await pusher.drain(scene.stopping)
+    assert [sent.samples for sent in scene.receiver.sent] == [((1, 1, "C0"), (1, 1, "C2"))]
+    assert set((await scene.states()).values()) == {"acknowledged"}
+
+
+def of_two_metrics(hour: int, account: str) -> Bucket:
+    """A bucket of zone 1 whose series have a label more than those that its values belong to."""
+    names = [(f"metric_{number}", {"zone_id": tag(1), "country": f"C{number}"}) for number in range(3)]
+    series = tuple(label_block(name, {**labels, "account": account}) for name, labels in names)
+    template = bucket(1, hour)
+    values = array("d", [true_value(label_block(*name), template.timestamp_ms) for name in names])
+    return replace(template, series=series, values=values)
 
 
 async def test_every_exchange_is_counted_by_its_outcome(scene: Scene) -> None:

@@ -54,6 +54,14 @@ def test_what_a_rule_drops_is_decided_on_and_is_no_delivery() -> None:
     assert (acknowledged, len(refusals), partly) == ([], 1, set())
 
 
+def test_what_is_refused_is_told_by_the_ids_that_it_was_captured_under_whatever_it_was_sent_as() -> None:
+    tally = Tally(of(part(7, 5, 6, 3)), {7: {3: 5, 6: 6}})
+    # What no receiver was asked about is told by its own id, though another series is sent under that.
+    assert tally.count(Declined(of(part(7, 3)), None, "it has the labels of another"), sent=False) == ([], [], set())
+    _, refusals, _ = tally.count(Declined(of(part(7, 6, 3)), 400, "no"), sent=True)
+    assert [refusal.series_ids for refusal in refusals] == [part(7, 3).series_ids, part(7, 6, 5).series_ids]
+
+
 @given(st.data())
 def test_in_whatever_parts_and_order_each_bucket_is_decided_on_once_and_every_refused_sample_told(
     data: st.DataObject,

@@ -6,7 +6,7 @@ the batch is sent, dropped by a rule, or named as one that cannot be sent. Pure.
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from worker.buckets import Batch, StoredBucket
 from worker.config import DestinationSettings
@@ -19,14 +19,16 @@ _TWICE = "write_relabel_configs and external_labels give it the same labels as a
 class Outgoing:
     """A batch as a destination gets it.
 
-    batch:      what is to be sent; a bucket may have fewer samples than it had, or none and be left out.
-    dropped:    parts of buckets that a rule drops.
-    unsendable: parts of buckets that cannot be sent under the labels that they got, each with the reason.
+    batch:       what is to be sent; a bucket may have fewer samples than it had, or none and be left out.
+    dropped:     parts of buckets that a rule drops.
+    unsendable:  parts of buckets that cannot be sent under the labels that they got, each with the reason.
+    captured_as: of the buckets with series that are sent under the id of another: by that, the series' own id.
     """
 
     batch: Batch
     dropped: tuple[StoredBucket, ...] = ()
     unsendable: tuple[tuple[StoredBucket, str], ...] = ()
+    captured_as: Mapping[int, Mapping[int, int]] = field(default_factory=dict)
 
 
 class Outbox:
@@ -46,18 +48,17 @@ class Outbox:
         if self._names is None:
             return Outgoing(batch)
         named = self._names.look_up(batch.series)
-        series: dict[int, bytes] = {}
-        sent_as: dict[int, int] = {}
-        for series_id, block in named.items():
-            if isinstance(block, bytes):
-                sent_as[series_id] = self._names.first_named(block)
-                series[sent_as[series_id]] = block
+        sent_as = {
+            series_id: self._names.first_named(block) for series_id, block in named.items() if isinstance(block, bytes)
+        }
+        series = {first: block for series_id, first in sent_as.items() if isinstance(block := named[series_id], bytes)}
         if len(series) == len(named) and series.keys() == named.keys():
             return Outgoing(Batch(batch.buckets, series))
 
         kept: list[StoredBucket] = []
         dropped: list[StoredBucket] = []
         unsendable: list[tuple[StoredBucket, str]] = []
+        captured_as: dict[int, dict[int, int]] = {}
         seen: set[tuple[int, int]] = set()
         for bucket in batch.buckets:
             series_ids = array("I", bucket.series_ids)
@@ -69,12 +70,15 @@ class Outbox:
             for obstacle, chosen in places.items():
                 match obstacle:
                     case "":
-                        kept.append(_part(bucket, chosen, [sent_as[series_ids[place]] for place in chosen]))
+                        captured = {sent_as[series_ids[place]]: series_ids[place] for place in chosen}
+                        kept.append(_part(bucket, chosen, list(captured)))
+                        if captured.keys() != set(captured.values()):
+                            captured_as[bucket.bucket_id] = captured
                     case None:
                         dropped.append(_part(bucket, chosen, [series_ids[place] for place in chosen]))
                     case reason:
                         unsendable.append((_part(bucket, chosen, [series_ids[place] for place in chosen]), reason))
-        return Outgoing(Batch(tuple(kept), series), tuple(dropped), tuple(unsendable))
+        return Outgoing(Batch(tuple(kept), series), tuple(dropped), tuple(unsendable), captured_as)
 
     @staticmethod
     def _obstacle(

@@ -220,8 +220,8 @@ def next_pending(
 def _narrowed(series_ids: bytes, values: bytes, part: bytes) -> tuple[bytes, bytes]:
     """Of a bucket's samples those of the series in `part`, all packed."""
     narrowed = samples_of(series_ids, values, set(array(SERIES_ID_TYPE, part)))
-    # Where the row of the part is damaged: all of it is never wrong.
-    return narrowed if narrowed[0] else (series_ids, values)
+    # Where the row of the part is damaged: all of it is never wrong, and less would be asked for again for ever.
+    return narrowed if len(narrowed[0]) == len(part) else (series_ids, values)
 
 
 def still_pending(session: Session, destination: str, bucket_ids: Sequence[int]) -> bool:

@@ -73,7 +73,7 @@ class Record:
         if acknowledged:
             await self.write(partial(acknowledge, bucket_ids=acknowledged, any_taken=sent, parts=tally.parts))
         if refusals:
-            await self.write(partial(refuse, refusals=refusals, partly=partly))
+            await self.write(partial(refuse, refusals=refusals, partly=partly, parts=tally.parts))
             for refusal in refusals:
                 self._metrics.refused(self._name, refusal.status, refusal.sample_count)
         return refusals

@@ -504,6 +504,32 @@ async def test_what_is_refused_of_a_series_that_is_sent_under_the_id_of_another_
     assert set((await scene.states()).values()) == {"acknowledged"}
 
 
+@pytest.mark.parametrize("answer", [ACCEPTED, OUT_OF_BOUNDS], ids=["it is taken", "it is refused"])
+async def test_a_bucket_that_is_asked_for_while_a_part_of_it_is_under_way_is_sent_as_a_whole(
+    answer: Verdict, scene: Scene
+) -> None:
+    await scene.ledger.write(capture, [of_two_metrics(0, "one")], NOW)
+    pusher = scene.pusher(rules=(RelabelRule(action=RelabelAction.LABELDROP, regex="account"),))
+    await pusher.drain(scene.stopping)
+
+    async def asked_for(*metrics: str) -> None:
+        await scene.ledger.write(ask_for_resend, Resend(T0, int(NOW), metrics=metrics))
+        await scene.ledger.write(carry_out_next, NOW)
+
+    async def meanwhile(sent: Sent) -> Verdict:
+        if len(sent.samples) > 1:
+            return ACCEPTED
+        await asked_for()
+        return answer
+
+    await asked_for("metric_2")
+    scene.receiver.sent.clear()
+    scene.receiver.answer = meanwhile
+    await pusher.drain(scene.stopping)
+    assert [len(sent.samples) for sent in scene.receiver.sent] == [1, 3]
+    assert set((await scene.states()).values()) == {"acknowledged"}
+
+
 def of_two_metrics(hour: int, account: str) -> Bucket:
     """A bucket of zone 1 whose series have a label more than those that its values belong to."""
     names = [(f"metric_{number}", {"zone_id": tag(1), "country": f"C{number}"}) for number in range(3)]

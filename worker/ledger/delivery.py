@@ -249,12 +249,11 @@ def acknowledge(
            so.
     """
     number = _destination_number(session, destination)
-    of_parts = {str(bucket_id): parts[bucket_id] for bucket_id in bucket_ids if bucket_id in parts}
     session.change(
         "acknowledge",
         destination_id=number,
         bucket_ids=_json(bucket_ids),
-        parts=msgspec.json.encode(of_parts).decode(),
+        parts=_sample_counts(parts, bucket_ids),
         now=int(now),
     )
     if any_taken:
@@ -267,13 +266,20 @@ def note_failure(session: Session, destination: str, reason: str, now: float) ->
 
 
 def refuse(
-    session: Session, destination: str, refusals: Sequence[Refusal], *, partly: Collection[int], now: float
+    session: Session,
+    destination: str,
+    refusals: Sequence[Refusal],
+    *,
+    partly: Collection[int],
+    now: float,
+    parts: Mapping[int, int] = MappingProxyType({}),
 ) -> None:
     """The receiver will never take these samples; all others of their buckets are decided on, too.
 
     What was acknowledged before stays acknowledged, and keeps no refusal.
 
     partly: ids of the buckets of which it has acknowledged at least one sample.
+    parts:  as of `acknowledge`; of what stays pending, nothing is recorded as refused.
     """
     number = _destination_number(session, destination)
     newest = {refusal.bucket_id: refusal for refusal in refusals}
@@ -292,6 +298,7 @@ def refuse(
             status=refusal.status,
             reason=refusal.reason,
             now=now,
+            parts=parts,
         )
     for refusal in refusals:
         session.change(
@@ -354,6 +361,7 @@ def _decide(
     status: int | None,
     reason: str,
     now: float,
+    parts: Mapping[int, int] = MappingProxyType({}),
 ) -> None:
     session.change(
         "decide_against",
@@ -362,8 +370,13 @@ def _decide(
         state=state,
         status=status,
         reason=reason[:_MAX_REASON_CHARACTERS],
+        parts=_sample_counts(parts, bucket_ids),
         now=int(now),
     )
+
+
+def _sample_counts(parts: Mapping[int, int], bucket_ids: Iterable[int]) -> str:
+    return msgspec.json.encode({str(number): parts[number] for number in bucket_ids if number in parts}).decode()
 
 
 def _json(bucket_ids: Iterable[int]) -> str:

@@ -270,6 +270,7 @@ WHERE destination_id = :destination_id AND bucket_id IN (SELECT value FROM json_
 UPDATE delivery SET state = :state, decided_at = :now, status = :status, reason = :reason
 WHERE destination_id = :destination_id AND bucket_id IN (SELECT value FROM json_each(:bucket_ids))
     AND state NOT IN ('acknowledged', 'partial', 'refused', 'damaged')
+    AND (:parts = '{}' OR sample_count <= coalesce(:parts ->> ('$.' || bucket_id), sample_count))
 
 -- name: expire_too_old
 UPDATE delivery SET state = 'expired', decided_at = :now, reason = :reason

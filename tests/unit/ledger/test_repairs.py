@@ -491,8 +491,11 @@ async def test_the_answer_to_a_part_does_not_decide_on_a_whole_that_was_asked_fo
     assert sent == dict.fromkeys(two, 1)
     await resend(ledger, EVERYTHING)
 
-    await ledger.write(acknowledge, "prom", two, NOW, parts=sent)
+    await ledger.write(acknowledge, "prom", two[:1], NOW, parts=sent)
+    refusal = Refusal(two[1], b"\1\0\0\0", 400, "no")
+    await ledger.write(refuse, "prom", [refusal], partly=(), parts=sent, now=NOW)
 
+    assert await ledger.read(refused_samples) == ()
     assert set(await pending_ids(ledger)) == set(two), "two samples of each are not there yet"
     await ledger.write(acknowledge, "prom", two, NOW)
     assert await pending_ids(ledger) == []

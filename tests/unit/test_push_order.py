@@ -140,6 +140,20 @@ async def test_a_strict_receiver_gets_everything_in_the_order_of_time(strict: Sc
 # ------------------------------------------------------------------------------------------ a window that is missing
 
 
+async def test_an_older_window_that_comes_in_goes_before_the_backlog_of_a_strict_receiver(strict: Scene) -> None:
+    await strict.captured([1], range(2, 9))
+
+    async def slowly(sent: Sent) -> Verdict:
+        if sent.content == ((1, 2),):
+            await strict.captured([2], [1])
+        return ACCEPTED
+
+    strict.receiver.answer = slowly
+    await strict.pusher(window_seconds=0).drain(strict.stopping)
+    # One may have been read before it was there.
+    assert (2, 1) in strict.receiver.windows()[1:3]
+
+
 async def test_a_strict_receiver_s_windows_wait_for_the_one_before_them_until_it_is_there(strict: Scene) -> None:
     missing = Hole(DATASET, tag(1), window(HOUR_NOW + 1), HoleReason.FAILED, "")
     await strict.ledger.write(record_holes, [missing], NOW)

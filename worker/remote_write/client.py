@@ -58,7 +58,7 @@ class RemoteWriteClient(Endpoint):
         queue = self._settings.queue
         return judge(
             reply.answer.status,
-            reply.answer.headers,
+            reply.headers,
             message,
             reply.excerpt,
             self._clock.now(),

@@ -54,6 +54,14 @@ class Reply:
         return self.mask(self.answer.body[: 4 * MAX_TEXT_CHARACTERS])[:MAX_TEXT_CHARACTERS]
 
     @property
+    def headers(self) -> Mapping[str, str]:
+        """Those of the answer; the one of which people are shown something is without secrets."""
+        location = self.answer.headers.get("location")
+        if location is None:
+            return self.answer.headers
+        return {**self.answer.headers, "location": self.mask(location.encode()).decode(errors="replace")}
+
+    @property
     def text(self) -> str:
         """The same for people, on one line."""
         return printable(self.excerpt.decode(errors="replace"))

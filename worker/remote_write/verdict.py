@@ -186,12 +186,13 @@ def _reason(status: int, headers: Mapping[str, str], text: str) -> str:
 
 
 def _origin(location: str) -> str:
-    """` to <scheme>://<host>` of a redirect: its path and query may repeat what is secret in our URL."""
+    """` to <scheme>://<host>`, or ` to //<host>`, of a redirect: path and query may hold what is secret in our URL."""
     try:
         parts = urlsplit(location)
     except ValueError:
         return ""
-    return f" to {parts.scheme}://{parts.hostname}" if parts.hostname else ""
+    scheme = f"{parts.scheme}:" if parts.scheme else ""
+    return f" to {scheme}//{parts.hostname}" if parts.hostname else ""
 
 
 def retry_after_seconds(value: str | None, now: float, max_seconds: float) -> float | None:

@@ -17,8 +17,8 @@ from tests.clocks import ManualClock
 from tests.unit.remote_write.batches import batch, bucket
 from worker.buckets import Batch
 from worker.deliver import Interrupted, Request
-from worker.isolate import Declined, Isolation, Taken
-from worker.remote_write import Accepted, Fate, Later, Refused
+from worker.isolate import TRIED_OF_A_WINDOW, Declined, Isolation, Taken
+from worker.remote_write import Accepted, Fate, Later, Refused, spread
 
 NOW = 1_760_000_000.0
 NOW_MS = int(NOW) * 1000
@@ -279,6 +279,15 @@ async def test_a_strict_receiver_that_takes_one_of_those_that_are_tried_is_asked
     bad = [sample for sample in samples_of(searched) if sample[1] % 2]
     search = await isolated(searched, bad, strict=True)
     assert_all_is_decided(search, searched, bad)
+
+
+async def test_once_a_sample_of_an_old_window_is_taken_none_of_it_is_refused_unasked() -> None:
+    searched = windows(1, 100, newest_ms=NOW_MS - 7_200_000)
+    tried, _ = spread(searched, TRIED_OF_A_WINDOW)
+    for other in samples_of(searched)[::10]:
+        good = {*samples_of(tried[0]), other}
+        bad = [sample for sample in samples_of(searched) if sample not in good]
+        assert_all_is_decided(await isolated(searched, bad, strict=True), searched, bad)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.9])

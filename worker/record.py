@@ -12,7 +12,7 @@ from worker.clock import Clock
 from worker.config import DestinationSettings
 from worker.errors import LedgerFullError
 from worker.health import Health
-from worker.isolate import Decision
+from worker.isolate import Decision, Taken
 from worker.ledger import (
     Ledger,
     Refusal,
@@ -69,6 +69,8 @@ class Record:
 
     async def settle(self, tally: Tally, decision: Decision, *, sent: bool = True) -> list[Refusal]:
         """Write down what is decided on as a whole; return what of it is refused."""
+        if isinstance(decision, Taken) and not sent:
+            self._metrics.push_samples_dropped_total.labels(self._name).inc(decision.batch.sample_count)
         acknowledged, refusals, partly = tally.count(decision, sent=sent)
         if acknowledged:
             await self.write(partial(acknowledge, bucket_ids=acknowledged, any_taken=sent, parts=tally.parts))

@@ -78,6 +78,7 @@ class Turns:
             Message.V2: metadata if send is not False else {},
         }
         self._outbox = Outbox(destination)
+        self._lets_pass: bool | None = None  # whether rules have let anything pass; None before there was anything
         self._log = log.bind(destination=destination.name)
 
     def request(self, batch: Batch) -> Request:
@@ -129,11 +130,15 @@ class Turns:
                 tally = Tally(pending.batch, outgoing.captured_as)
                 await self._settle_what_is_not_sent(tally, outgoing)
                 if outgoing.batch.buckets:
+                    self._lets_pass = True
                     return self._turn(outgoing.batch, tally, read_at), after
 
     async def _settle_what_is_not_sent(self, tally: Tally, outgoing: Outgoing) -> None:
         """What a relabelling rule drops has been delivered as the user wants it: not at all."""
         if outgoing.dropped:
+            if self._lets_pass is None and not outgoing.batch.buckets:
+                self._lets_pass = False
+                self._log.warning("write_relabel_configs drop samples, and have let none pass so far")
             await self._record.settle(tally, Taken(Batch(outgoing.dropped, {})), sent=False)
         for bucket, reason in outgoing.unsendable:
             declined = Declined(Batch((bucket,), {}), None, reason)

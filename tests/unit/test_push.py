@@ -488,7 +488,7 @@ async def test_what_is_refused_of_a_series_that_is_sent_under_the_id_of_another_
     scene: Scene,
 ) -> None:
     """An account was renamed, and a rule drops its name: the series before and after are one to the receiver."""
-    before, after = (of_two_metrics(hour, account) for hour, account in ((0, "old"), (1, "new")))
+    before, after = (of_three_metrics(hour, account) for hour, account in ((0, "old"), (1, "new")))
     await scene.ledger.write(capture, [before, after], NOW)
     pusher = scene.pusher(rules=(RelabelRule(action=RelabelAction.LABELDROP, regex="account"),))
     scene.receiver.answer = never_takes({(1, 1, "C0")})
@@ -504,11 +504,33 @@ async def test_what_is_refused_of_a_series_that_is_sent_under_the_id_of_another_
     assert set((await scene.states()).values()) == {"acknowledged"}
 
 
+@pytest.mark.parametrize(
+    ("label", "regex", "dropped", "told"),
+    [
+        ("__name__", "node_.*", 6, 1),
+        ("__name__", "metric_.*", 0, 0),
+        ("__name__", "metric_1", 4, 0),
+        ("account", "a", 3, 0),
+    ],
+)
+async def test_what_rules_drop_is_counted_and_told_where_they_let_nothing_pass(
+    scene: Scene, capsys: pytest.CaptureFixture[str], *, label: str, regex: str, dropped: int, told: int
+) -> None:
+    await scene.ledger.write(capture, [of_three_metrics(0, "a"), of_three_metrics(1, "b")], NOW)
+    keep = RelabelRule(action=RelabelAction.KEEP, source_labels=(label,), regex=regex)
+    rules = (keep, RelabelRule(action=RelabelAction.LABELDROP, regex="account"))
+    await scene.pusher(rules=rules, max_samples_per_send=3).drain(scene.stopping)
+    assert scene.value("cfrw_push_samples_dropped_total") == dropped
+    assert capsys.readouterr().out.count("have let none pass") == told
+    assert sum(len(sent.samples) for sent in scene.receiver.sent) == 6 - dropped
+    assert set((await scene.states()).values()) == {"acknowledged"}
+
+
 @pytest.mark.parametrize("answer", [ACCEPTED, OUT_OF_BOUNDS], ids=["it is taken", "it is refused"])
 async def test_a_bucket_that_is_asked_for_while_a_part_of_it_is_under_way_is_sent_as_a_whole(
     answer: Verdict, scene: Scene
 ) -> None:
-    await scene.ledger.write(capture, [of_two_metrics(0, "one")], NOW)
+    await scene.ledger.write(capture, [of_three_metrics(0, "one")], NOW)
     pusher = scene.pusher(rules=(RelabelRule(action=RelabelAction.LABELDROP, regex="account"),))
     await pusher.drain(scene.stopping)
 
@@ -530,7 +552,7 @@ async def test_a_bucket_that_is_asked_for_while_a_part_of_it_is_under_way_is_sen
     assert set((await scene.states()).values()) == {"acknowledged"}
 
 
-def of_two_metrics(hour: int, account: str) -> Bucket:
+def of_three_metrics(hour: int, account: str) -> Bucket:
     """A bucket of zone 1 whose series have a label more than those that its values belong to."""
     names = [(f"metric_{number}", {"zone_id": tag(1), "country": f"C{number}"}) for number in range(3)]
     series = tuple(label_block(name, {**labels, "account": account}) for name, labels in names)

@@ -268,6 +268,12 @@ class Metrics:
             "Samples that the destination refused for good, by the HTTP status of its answer; `none` without one.",
             ("destination", "status"),
         )
+        self.push_samples_dropped_total = self._new(
+            Counter,
+            "cfrw_push_samples_dropped_total",
+            "Samples that write_relabel_configs kept from being sent; they count as delivered.",
+            destination,
+        )
         self.push_unwritten_samples_total = self._new(
             Counter,
             "cfrw_push_unwritten_samples_total",
@@ -478,6 +484,7 @@ class Metrics:
         self.push_last_success_timestamp_seconds.labels(name)
         self.push_sent_batch_duration_seconds.labels(name)
         self.push_samples_retried_total.labels(name)
+        self.push_samples_dropped_total.labels(name)
         self.push_unwritten_samples_total.labels(name)
         self.push_splits_total.labels(name)
         self.push_split_requests_total.labels(name)

@@ -187,7 +187,7 @@ class Deliverer:
         if self._first_failures < self._queue.split_after_failures:
             return False
         self._first_failures = 0
-        self._fall_back(f"the first requests in 2.0 failed: {verdict.reason}")
+        self._fall_back(f"the first requests in 2.0 failed: {verdict.reason}", proven=False)
         return True
 
     def _gives_up(self, verdict: Later, attempt: int) -> bool:
@@ -367,10 +367,10 @@ class Deliverer:
                 written=verdict.written_samples,
             )
 
-    def _fall_back(self, why: str) -> None:
+    def _fall_back(self, why: str, *, proven: bool = True) -> None:
         # Of several lanes that learn it at once, the first one says so.
         if self.protocol.message is Message.V2:
-            self.protocol.fall_back(why)
+            self.protocol.fall_back(why, proven=proven)
             self._log.info("The receiver is sent remote write 1.0 from now on", why=why)
             self._show_protocol()
 

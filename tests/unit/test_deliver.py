@@ -558,6 +558,16 @@ async def test_first_requests_that_fail_again_and_again_are_tried_in_version_1_b
     assert "failed" in (scene.deliverer.protocol.why_older or "")
 
 
+async def test_a_receiver_that_was_only_starting_gets_version_2_again_after_ten_minutes() -> None:
+    scene = automatic(*[DOWN] * FAILURES_ALLOWED)
+    await scene.send()
+    scene.receiver.then = lambda _sent: WRITTEN
+    for seconds, version in ((590.0, V1), (10.0, V2), (DAY_SECONDS, V2)):
+        await scene.clock.advance(seconds)
+        await scene.send()
+        assert scene.receiver.versions()[-1] == version
+
+
 async def test_a_receiver_that_does_not_answer_at_all_is_not_taken_for_one_that_does_not_know_version_2() -> None:
     scene = automatic(*[NO_ANSWER] * 99)
     assert await scene.send() == NO_ANSWER

@@ -2,11 +2,15 @@
 
 The newer one is tried first, because it carries metadata and because a receiver of it keeps the good part of a request
 that it refuses. A receiver that does not know it is spoken to in the older one for a day, or until the worker starts
-anew; then the newer one is tried again.
+anew; then the newer one is tried again. One that was only seen to fail may have been starting: ten minutes.
 """
 
 from worker.clock import Clock
 from worker.config import Message
+
+# Longer than most receivers take to start. One that does fail whatever is sent in 2.0 gets as many requests of it as
+# `split_after_failures` says, six times an hour.
+_UNPROVEN_SECONDS = 600.0
 
 
 class Protocol:
@@ -21,7 +25,7 @@ class Protocol:
         self._configured = configured
         self._retry_seconds = retry_seconds
         self._clock = clock
-        self._fell_back_at: float | None = None
+        self._older_until: float | None = None
         self._settled = configured is not None
         self.why_older: str | None = None
         """Why 1.0 is spoken although it was not asked for; None where it is not."""
@@ -31,10 +35,10 @@ class Protocol:
         """What the next request is to be."""
         if self._configured is not None:
             return self._configured
-        if self._fell_back_at is not None:
-            if self._clock.monotonic() - self._fell_back_at < self._retry_seconds:
+        if self._older_until is not None:
+            if self._clock.monotonic() < self._older_until:
                 return Message.V1
-            self._fell_back_at, self._settled = None, False
+            self._older_until, self._settled = None, False
         return Message.V2
 
     @property
@@ -54,8 +58,12 @@ class Protocol:
             if message is Message.V2:
                 self.why_older = None
 
-    def fall_back(self, why: str) -> None:
-        """Speak the older version from now on, for a while."""
-        self._fell_back_at = self._clock.monotonic()
+    def fall_back(self, why: str, *, proven: bool = True) -> None:
+        """Speak the older version from now on, for a while.
+
+        proven: whether an answer shows that the receiver does not know the newer one.
+        """
+        seconds = self._retry_seconds if proven else min(self._retry_seconds, _UNPROVEN_SECONDS)
+        self._older_until = self._clock.monotonic() + seconds
         self._settled = True
         self.why_older = why

@@ -9,8 +9,10 @@ Does not try again and does not wait: that is its caller's. One thing it does re
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 
@@ -82,7 +84,8 @@ class Endpoint:
         self._body_bytes = body_bytes
         self._limit = f"{settings.timeout_seconds:g} s (remote_timeout)"
         self._files = tuple(files_of(settings))
-        self._refreshing = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"files of {settings.name}")
+        self._refreshing: asyncio.Task[None] | None = None
         self._setup = self._set_up()
 
     async def _post(self, body: bytes, headers: Mapping[str, str], *, below: str = "") -> Reply | Later:
@@ -125,6 +128,9 @@ class Endpoint:
 
     async def aclose(self) -> None:
         """Close the connections. No request may be under way."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
         await self._setup.aclose()
 
     @asynccontextmanager
@@ -141,15 +147,23 @@ class Endpoint:
                 await setup.aclose()
 
     async def _current_setup(self) -> _Setup:
-        if not self._files:
-            return self._setup
-        async with self._refreshing:
-            # In a thread: a volume that hangs must not hold up the other destinations.
-            if await asyncio.to_thread(signature, self._files) != self._setup.files:
-                old, self._setup = self._setup, await asyncio.to_thread(self._set_up)
+        if self._files:
+            # A volume that hangs cannot be left. Whoever comes waits for the one look that is under way, in a thread
+            # that nobody else needs: it must not hold up the other destinations.
+            if self._refreshing is None:
+                self._refreshing = asyncio.create_task(self._refresh())
+            await asyncio.shield(self._refreshing)
+        return self._setup
+
+    async def _refresh(self) -> None:
+        in_thread = partial(asyncio.get_running_loop().run_in_executor, self._thread)
+        try:
+            if await in_thread(signature, self._files) != self._setup.files:
+                old, self._setup = self._setup, await in_thread(self._set_up)
                 if not old.requests:
                     await old.aclose()
-            return self._setup
+        finally:
+            self._refreshing = None
 
     def _set_up(self) -> _Setup:
         # Before they are read: what changes in between is noticed the next time.

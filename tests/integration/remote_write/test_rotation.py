@@ -1,5 +1,8 @@
 import asyncio
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,12 @@ def replace(path: Path, text: str) -> None:
     new = path.with_suffix(".new")
     new.write_text(text)
     new.replace(path)
+
+
+def hang(path: Path) -> None:
+    """Whoever reads it waits for somebody who writes."""
+    path.unlink()
+    os.mkfifo(path)
 
 
 @pytest.fixture
@@ -178,17 +187,29 @@ async def test_connections_are_kept_as_long_as_no_file_changes(secret: Path) -> 
     assert server.connections == 1
 
 
-async def test_a_volume_that_hangs_costs_one_request_its_time_and_no_more(
-    secret: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_volume_that_hangs_costs_its_own_destination_time_and_no_other_and_is_read_when_it_is_back(
+    secret: Path, tmp_path: Path
 ) -> None:
-    async def for_ever(*_: object) -> None:
-        await asyncio.Event().wait()
+    other = tmp_path / "other"
+    other.write_text("canary-other")
+    # All that there is for whoever asks for a thread, as names are looked up.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
 
-    settings = destination(
-        "http://receiver.example", timeout_seconds=0.05, authorization=Authorization(credentials=SecretFile(secret))
-    )
-    async with client_of(settings) as client:
-        monkeypatch.setattr(asyncio, "to_thread", for_ever)
-        assert await client.send(b"body", 0) == Later(
-            "files or credentials were not ready within 0.05 s (remote_timeout)"
-        )
+    async with serving(saying(NO_CONTENT, then_close=False)) as server:
+
+        def reading(path: Path, timeout_seconds: float) -> AbstractAsyncContextManager[RemoteWriteClient]:
+            authorization = Authorization(credentials=SecretFile(path))
+            return client_of(destination(server.url, timeout_seconds=timeout_seconds, authorization=authorization))
+
+        async with reading(secret, 0.05) as hanging, reading(other, 30.0) as client:
+            hang(secret)
+            for _ in range(3):
+                assert await hanging.send(b"body", 0) == Later(
+                    "files or credentials were not ready within 0.05 s (remote_timeout)"
+                )
+                assert await client.send(b"body", 0) == Accepted(204)
+            await asyncio.to_thread(secret.write_text, "canary-newer")
+            replace(secret, "canary-newer")
+            hanging._settings = hanging._settings.model_copy(update={"timeout_seconds": 30.0})
+            assert await hanging.send(b"body", 0) == Accepted(204)
+    assert server.requests[-1].header("authorization") == "Bearer canary-newer"

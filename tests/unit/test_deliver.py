@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -253,6 +253,16 @@ async def test_what_a_receiver_asks_for_is_heeded_by_all_lanes() -> None:
     assert scene.health.liveness().ok
     await scene.clock.advance(30)
     assert [await lane for lane in (first, *others)] == [ACCEPTED] * 3
+
+
+async def test_a_shorter_wait_that_another_lane_is_asked_for_does_not_end_a_longer_one() -> None:
+    scene = Scene(BUSY_FOR_MINUTES, replace(BUSY_FOR_MINUTES, retry_after_seconds=10.0), clock=ManualClock())
+    lanes = [asyncio.create_task(scene.send(request(bucket_id=number))) for number in (1, 2)]
+    await settle()
+    await scene.clock.advance(199)
+    assert len(scene.receiver.sent) == 2
+    await scene.clock.advance(30)
+    assert [await lane for lane in lanes] == [ACCEPTED] * 2
 
 
 async def test_a_stop_ends_the_wait_that_a_receiver_asked_for() -> None:

@@ -60,10 +60,21 @@ def external_labels(file: Mapping[str, object], mistakes: Mistakes) -> Mapping[s
         mistakes.add("global.external_labels", None, problem)
     name, given = ("global.external_labels", inside) if inside else ("external_labels", at_the_top)
     try:
-        return MappingProxyType(values.labels(given or {}))
+        return MappingProxyType({label: _dollars(label, text) for label, text in values.labels(given or {}).items()})
     except values.InvalidValueError as invalid:
         mistakes.add(name, invalid.given, invalid.problem)
         return {}
+
+
+def _dollars(label: str, text: str) -> str:
+    """The value with `$$` for a dollar sign, as in Prometheus 3; a single one means a variable."""
+    if "$" in text.replace("$$", "").replace("${", ""):  # that is a mistake wherever it stands
+        problem = (
+            "must not hold a single $ in a value: Prometheus puts a variable of its environment there, nothing does "
+            "here; write the value itself, and a dollar sign as $$"
+        )
+        raise values.InvalidValueError(label, problem)
+    return text.replace("$$", "$")
 
 
 def _global(given: object, mistakes: Mistakes) -> Mapping[str, object]:

@@ -347,6 +347,11 @@ def test_external_labels_stand_at_the_top_or_under_global(tmp_path: Path) -> Non
         assert destination.external_labels == {"region": "eu"}
 
 
+def test_a_dollar_sign_in_an_external_label_is_written_as_in_prometheus_3(tmp_path: Path) -> None:
+    [destination] = load_list(tmp_path, f"external_labels: {{price: 5$$}}\nremote_write: [{{url: '{URL}'}}]\n")
+    assert destination.external_labels == {"price": "5$"}
+
+
 def test_external_labels_are_of_the_destination_of_the_variables_too(tmp_path: Path) -> None:
     environ = {"CF_API_TOKEN": "token", "REMOTE_WRITE_URL": URL}
     [destination] = load_list(tmp_path, "external_labels: {region: eu}\n", environ)
@@ -368,6 +373,10 @@ def test_external_labels_are_of_the_destination_of_the_variables_too(tmp_path: P
                 "Prometheus' own, and __replica__ makes Mimir and Cortex discard what comes from the replica that they "
                 "did not elect"
             ),
+        ),
+        (
+            "external_labels: {a: b, host: $HOSTNAME}",
+            "external_labels (given: host): must not hold a single $ in a value: Prometheus puts a variable",
         ),
         ("external_labels: {a: [b]}", "external_labels (given: a): must hold a text as the value of each label"),
         ("global: {external_labels: {1: c}}", "global.external_labels (given: 1): must hold label names"),

@@ -214,6 +214,7 @@ async def test_workers_that_met_the_same_outage_do_not_come_back_at_the_same_ins
 def test_after_any_number_of_failures_there_is_a_wait_within_the_cap() -> None:
     for failures in (0, 1, 31, 32, 1_000_000):
         assert 1.0 <= Scene().deliverer.pause_seconds(failures) <= 66.0
+        assert 0.1 <= Scene().another(max_backoff_seconds=0.1).pause_seconds(failures) <= 0.11
 
 
 async def test_what_is_given_up_meanwhile_is_not_sent_again() -> None:

@@ -299,7 +299,8 @@ class QueueSettings(Section):
     def _no_least_is_above_its_most(self) -> Self:
         shortest, longest = map(values.duration_text, (self.min_backoff_seconds, self.max_backoff_seconds))
         problems = []
-        if self.max_backoff_seconds < self.min_backoff_seconds:
+        # Prometheus' own least is 30 ms, and blocks that name only a most below a second are common: it holds for all.
+        if self.max_backoff_seconds < self.min_backoff_seconds and "min_backoff_seconds" in self.model_fields_set:
             problems.append(f"min_backoff ({shortest}) must not be more than max_backoff ({longest})")
         if self.max_shards < self.min_shards:
             problems.append(f"min_shards ({self.min_shards}) must not be more than max_shards ({self.max_shards})")

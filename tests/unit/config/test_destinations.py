@@ -141,6 +141,14 @@ def test_backoff_grows(tmp_path: Path) -> None:
     ]
 
 
+def test_a_longest_pause_below_the_usual_shortest_one_holds_for_all(tmp_path: Path) -> None:
+    queue = load_one(tmp_path, queue_config={"max_backoff": "100ms"}).queue
+    assert queue.max_backoff_seconds == 0.1
+    assert mistakes_in_one(tmp_path, queue_config={"max_backoff": "100ms", "min_backoff": "1s"}) == [
+        "queue_config: min_backoff (1s) must not be more than max_backoff (100ms)"
+    ]
+
+
 def test_unknown_keys_come_with_the_nearest_known_one_at_every_level(tmp_path: Path) -> None:
     assert mistakes_in_one(
         tmp_path,

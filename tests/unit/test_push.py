@@ -524,6 +524,8 @@ async def test_what_rules_drop_is_counted_and_told_where_they_let_nothing_pass(
     assert capsys.readouterr().out.count("have let none pass") == told
     assert sum(len(sent.samples) for sent in scene.receiver.sent) == 6 - dropped
     assert set((await scene.states()).values()) == {"acknowledged"}
+    report = next(each for each in await scene.ledger.read(destination_reports) if each.name == "prom")
+    assert (report.last_success_at is None) is (not scene.receiver.sent)
 
 
 @pytest.mark.parametrize("answer", [ACCEPTED, OUT_OF_BOUNDS], ids=["it is taken", "it is refused"])

@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import itertools
 import math
 import random
 import weakref
@@ -308,6 +309,18 @@ async def test_a_receiver_that_sheds_load_loses_nothing(share: float, samples: i
         await search.run(searched, Later("HTTP 500: busy", Fate.RETRY, 500))
         assert not search.declined
         assert set(search.taken) == set(samples_of(searched))
+
+
+@pytest.mark.parametrize("first_fails", [False, True])
+@pytest.mark.parametrize("samples", [1, 3])
+async def test_a_receiver_that_fails_every_other_time_loses_nothing(*, samples: int, first_fails: bool) -> None:
+    searched = windows(1, samples)
+    fails = itertools.cycle([first_fails, not first_fails])
+    receiver = Receiver(lambda _sample: False, status=500, sheds=lambda: next(fails))
+    search = Search(receiver, taken_before=windows(1, 1, newest_ms=NOW_MS - 1))
+    await search.run(searched, Later("HTTP 500: busy", Fate.RETRY, 500))
+    assert not search.declined
+    assert set(search.taken) == set(samples_of(searched))
 
 
 @pytest.mark.parametrize("age_ms", [0, 7_200_000])

@@ -279,6 +279,20 @@ async def test_a_sample_is_blamed_for_a_500_only_after_the_time_that_is_set(
     assert len(alone) < 60
 
 
+@pytest.mark.parametrize(("blame_after_seconds", "seconds"), [(3600, 600), (300, 300)])
+async def test_a_strict_receiver_s_queue_waits_ten_minutes_at_most_for_a_sample_that_fails_with_a_500(
+    blame_after_seconds: int, seconds: int, strict: Scene
+) -> None:
+    bad = {(1, 7, "C1")}
+    await strict.captured([1], range(10))
+    strict.receiver.answer = never_takes(bad, POISON)
+    await strict.pusher(window_seconds=0, blame_after_seconds=blame_after_seconds).drain(strict.stopping)
+    await assert_all_but(bad, samples_of([1], range(10)), strict)
+    alone = [sent.at for sent in strict.receiver.sent if set(sent.samples) == bad]
+    behind = next(sent.at for sent in strict.receiver.sent if (1, 8) in sent.content)
+    assert seconds <= behind - alone[0] < 1.5 * seconds
+
+
 @pytest.mark.parametrize("status", [503, None, *(pytest.param(each, marks=pytest.mark.soak) for each in (502, 504))])
 async def test_what_speaks_of_the_receiver_only_is_never_blamed_on_a_sample(status: int | None, scene: Scene) -> None:
     bad = {(1, 7, "C1")}

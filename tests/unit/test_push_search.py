@@ -510,6 +510,17 @@ async def test_what_is_given_up_in_the_middle_of_a_search_is_not_sent_on_and_the
 # ------------------------------------------------------------------------------------------ in a run that ends
 
 
+async def test_a_run_that_ends_leaves_what_fails_alone_pending_rather_than_wait_until_it_can_be_blamed(
+    scene: Scene,
+) -> None:
+    await scene.captured([1], range(10))
+    scene.receiver.answer = never_takes({(1, 7, "C1")}, POISON)
+    await scene.pusher(attempts=5).drain(scene.stopping)
+    assert {window for window, state in (await scene.states()).items() if state != "acknowledged"} == {(1, 7)}
+    assert (await scene.states())[1, 7] == "pending"
+    assert scene.clock.now() < NOW + 300
+
+
 async def test_a_run_that_ends_delivers_all_but_what_fails_also_where_that_was_held(scene: Scene) -> None:
     poison = samples_of([1], [11])
     await scene.captured([1], range(10, 40))

@@ -3,24 +3,25 @@
 import asyncio
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
 from tests.clocks import JumpingClock, ManualClock
 from tests.unit.ledger.fleet import HOUR, NOW, T0, bucket, scope, true_value
-from worker.config import DestinationSettings, Message, QueueSettings, RelabelRule
+from worker.config import DestinationSettings, Message, MetadataSettings, QueueSettings, RelabelRule
 from worker.health import Health
 from worker.ledger import Ledger, capture, record_scopes, register_destinations
 from worker.observe import Metrics
 from worker.push import Pusher
 from worker.remote_write import Accepted, Fate, Later, Refused, Verdict
 from worker.remote_write.decode import read_request
-from worker.series import label_block, parse_label_block
+from worker.series import MetricMetadata, label_block, parse_label_block
 
 ACCEPTED = Accepted(204)
 DOWN = Later("HTTP 503: the receiver is made to fail", Fate.RETRY, 503)
@@ -132,6 +133,8 @@ class Scene:
         window_seconds: int = 300_000_000,
         message: Message | None = Message.V1,
         rules: tuple[RelabelRule, ...] = (),
+        metadata: Mapping[str, MetricMetadata] = MappingProxyType({}),
+        sends_metadata: bool | None = None,
         **queue: Any,
     ) -> Pusher:
         destination = DestinationSettings(
@@ -140,6 +143,7 @@ class Scene:
             out_of_order_time_window_seconds=window_seconds,
             protobuf_message=message,
             write_relabel_configs=rules,
+            metadata=MetadataSettings(send=sends_metadata),
             queue=QueueSettings(**queue),
         )
         self.health.expect(f"push:{name}", allowance_seconds=500, liveness_seconds=500)
@@ -151,6 +155,7 @@ class Scene:
             health=self.health,
             metrics=self.metrics,
             attempts_allowed=attempts,
+            metadata=metadata,
         )
 
     async def captured(self, zones: Iterable[int], hours: Iterable[int], *, samples: int = 3) -> None:

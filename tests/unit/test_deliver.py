@@ -520,6 +520,13 @@ async def test_a_400_that_shows_that_version_2_was_read_is_a_refusal_like_any_ot
     assert scene.receiver.versions() == [V2]
 
 
+async def test_a_receiver_that_has_shown_by_a_refusal_that_it_knows_version_2_is_sent_it_also_when_it_fails() -> None:
+    scene = automatic(Refused(400, "out of bounds", speaks_2=True), *[DOWN] * FAILURES_ALLOWED)
+    await scene.send()
+    await scene.send()
+    assert set(scene.receiver.versions()) == {V2}
+
+
 async def test_a_400_without_any_header_after_an_acceptance_is_a_refusal_where_version_1_is_refused_as_well() -> None:
     scene = automatic(WRITTEN, BAD_IN_1, BAD_IN_1)
     await scene.send()

@@ -34,7 +34,7 @@ from tests.unit.pushing import (
     strict,
 )
 from worker.buckets import Bucket
-from worker.config import RelabelRule
+from worker.config import Message, RelabelRule
 from worker.config.relabel_rules import RelabelAction
 from worker.errors import LedgerFullError
 from worker.ledger import (
@@ -49,7 +49,8 @@ from worker.ledger import (
 )
 from worker.push import IDLE_SECONDS
 from worker.remote_write import Fate, Later, Refused, Verdict
-from worker.series import label_block
+from worker.remote_write.decode import read_request
+from worker.series import MetricMetadata, label_block
 
 __all__ = ["manual", "scene", "strict"]  # fixtures
 
@@ -502,6 +503,21 @@ async def test_what_is_refused_of_a_series_that_is_sent_under_the_id_of_another_
     await pusher.drain(scene.stopping)
     assert [sent.samples for sent in scene.receiver.sent] == [((1, 1, "C0"), (1, 1, "C2"))]
     assert set((await scene.states()).values()) == {"acknowledged"}
+
+
+@pytest.mark.parametrize(
+    ("message", "sends", "is_told"),
+    [(Message.V1, None, False), (Message.V1, True, True), (Message.V2, None, True), (Message.V2, False, False)],
+)
+async def test_what_a_metric_means_is_told_in_version_2_and_in_version_1_only_where_that_is_asked_for(
+    message: Message, scene: Scene, *, sends: bool | None, is_told: bool
+) -> None:
+    await scene.captured([1], [0])
+    told = MetricMetadata("How many requests there were.", "")
+    known = {"cloudflare_zone_requests": told}
+    await scene.pusher(message=message, metadata=known, sends_metadata=sends).drain(scene.stopping)
+    [sent] = scene.receiver.sent
+    assert (told in read_request(sent.body, message).metadata.values()) is is_told
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_every_key_of_a_rule_is_documented_with_its_default_and_meaning() -> Non
     for name, info in RelabelRule.model_fields.items():
         default, meaning = documented.pop(name)
         assert default == (f"`{info.default}`" if info.default else "")
-        assert meaning == " ".join((info.description or "").split())
+        assert meaning == " ".join(RelabelRule.meaning(name).split())
     assert documented == {}
 
 

@@ -32,33 +32,41 @@ class Setting:
     """One thing that can be set.
 
     name:     as users write it: the environment variable, or the key inside an entry of `remote_write`.
-    meaning:  what it is, in a sentence or two.
     default:  as a user would write it; empty where nothing is set.
     required: whether there is no default.
     secret:   whether its value is hidden, and can be given as a file.
     path:     where its value is: attributes from `Settings`, or from an entry of the list.
-    info:     the field that it comes from.
+    section:  the one with the field that it comes from, which is the last of the path.
     """
 
     name: str
-    meaning: str
     default: str
     required: bool
     secret: bool
     path: tuple[str, ...]
-    info: FieldInfo = field(repr=False, compare=False)
+    section: type[Section] = field(repr=False, compare=False)
+
+    @property
+    def info(self) -> FieldInfo:
+        """The field that it comes from."""
+        return self.section.model_fields[self.path[-1]]
+
+    @property
+    def meaning(self) -> str:
+        """What it is, in a sentence or two."""
+        return " ".join(self.section.meaning(self.path[-1]).partition("\n\n")[0].split())
 
 
-def _setting(name: str, path: tuple[str, ...], info: FieldInfo) -> Setting:
+def _setting(name: str, path: tuple[str, ...], section: type[Section]) -> Setting:
+    info = section.model_fields[path[-1]]
     default = None if info.is_required() else info.get_default(call_default_factory=True)
     return Setting(
         name=name,
-        meaning=" ".join((info.description or "").partition("\n\n")[0].split()),
         default=_as_text(name, path[-1], default),
         required=info.is_required(),
         secret=holds(info.annotation, SecretStr),
         path=path,
-        info=info,
+        section=section,
     )
 
 
@@ -68,19 +76,19 @@ def _settings() -> Iterator[Setting]:
     def of(prefix: str, attribute: str, section: type[Section]) -> Iterator[Setting]:
         for name, info in section.model_fields.items():
             if ELSEWHERE not in info.metadata:
-                yield _setting(prefix + name.upper(), (attribute, name), info)
+                yield _setting(prefix + name.upper(), (attribute, name), section)
 
     yield from of("CF_", "cloudflare", CloudflareSettings)
     yield from of("REMOTE_WRITE_", "remote_write", RemoteWriteVariables)
     yield from of("LEDGER_", "ledger", LedgerSettings)
-    yield _setting("LISTEN_ADDRESS", ("listen",), Settings.model_fields["listen"])
+    yield _setting("LISTEN_ADDRESS", ("listen",), Settings)
     yield from of("LOG_", "log", LogSettings)
 
 
 def _destination_keys(section: type[Section], prefix: str = "", path: tuple[str, ...] = ()) -> Iterator[Setting]:
     for key in section.keys().values():
         if key.section is None or key.repeated:
-            yield _setting(prefix + key.name, (*path, *key.path), key.info)
+            yield _setting(prefix + key.name, (*path, *key.path), key.owner)
         else:
             yield from _destination_keys(key.section, f"{prefix}{key.name}.", (*path, *key.path))
 
@@ -141,7 +149,9 @@ TOKEN_SETTINGS: Mapping[str, str] = {
 }
 """Those of `SETTINGS` that are about a token, with the key that an entry of `cloudflare` has for each."""
 
-TOKEN_KEYS: tuple[Setting, ...] = tuple(_setting(key.name, key.path, key.info) for key in TokenSettings.keys().values())
+TOKEN_KEYS: tuple[Setting, ...] = tuple(
+    _setting(key.name, key.path, key.owner) for key in TokenSettings.keys().values()
+)
 """Every key of an entry of `cloudflare`; the token itself also with `_file` after it."""
 
 DESTINATION_KEYS: tuple[Setting, ...] = tuple(_destination_keys(RemoteWriteEntry))

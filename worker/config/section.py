@@ -6,9 +6,12 @@ section around it, as Prometheus has its proxy settings.
 Knows no setting by name.
 """
 
+import ast
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -87,16 +90,21 @@ class Key:
 
     name:     the key.
     path:     attributes from the section to the value.
-    info:     the field behind it.
+    owner:    the section whose field is behind it, which is the last attribute of the path.
     section:  the section that stands under the key, if one does.
     repeated: whether what stands under the key is a list of such sections.
     """
 
     name: str
     path: tuple[str, ...]
-    info: FieldInfo
+    owner: "type[Section]"
     section: "type[Section] | None"
     repeated: bool
+
+    @property
+    def info(self) -> FieldInfo:
+        """The field behind it."""
+        return self.owner.model_fields[self.path[-1]]
 
     @property
     def file_name(self) -> str | None:
@@ -111,7 +119,6 @@ class Section(BaseModel):
         extra="forbid",
         frozen=True,
         hide_input_in_errors=True,
-        use_attribute_docstrings=True,
         validate_by_alias=True,
         validate_by_name=True,
     )
@@ -127,12 +134,29 @@ class Section(BaseModel):
             if section is not None and INLINE in info.metadata:
                 for inner in section.keys().values():
                     found[inner.name] = Key(
-                        inner.name, (name, *inner.path), inner.info, inner.section, repeated=inner.repeated
+                        inner.name, (name, *inner.path), inner.owner, inner.section, repeated=inner.repeated
                     )
             else:
                 key = str(info.validation_alias or name)
-                found[key] = Key(key, (name,), info, section, repeated=holds(info.annotation, tuple))
+                found[key] = Key(key, (name,), cls, section, repeated=holds(info.annotation, tuple))
         return found
+
+    @classmethod
+    def meaning(cls, field: str) -> str:
+        """What a field is: the docstring under it.
+
+        It is looked up in the source, so only where somebody asks: to read all of them takes a tenth of a second.
+        """
+        owner = next(kind for kind in cls.__mro__ if field in inspect.get_annotations(kind))
+        source = ast.parse(inspect.getsource(owner))
+        [definition] = (node for node in source.body if isinstance(node, ast.ClassDef))
+        for statement, below in pairwise(definition.body):
+            match statement, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))) if (
+                    name == field
+                ):
+                    return inspect.cleandoc(text)
+        return ""
 
     @classmethod
     def wrong_together(cls, given: Mapping[str, object]) -> Iterator[tuple[str, str]]:

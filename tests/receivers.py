@@ -26,6 +26,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
+from tests.plain_http import NO_AUTHORITIES
 from worker.remote_write.encode import compress
 from worker.remote_write.proto.remote_write_v1_pb2 import Label, Sample, TimeSeries, WriteRequest
 
@@ -157,7 +158,9 @@ class Receiver(ABC):
         first_ms = round(start * 1000)
         last_ms = round((time.time() + 3600 if end is None else end) * 1000)
         raw: defaultdict[Labels, list[tuple[int, float]]] = defaultdict(list)
-        async with httpx.AsyncClient(base_url=self.query_url, timeout=QUERY_SECONDS, trust_env=False) as client:
+        async with httpx.AsyncClient(
+            base_url=self.query_url, timeout=QUERY_SECONDS, trust_env=False, verify=NO_AUTHORITIES
+        ) as client:
             await self._read(client, match, first_ms, last_ms, raw)
         for samples in raw.values():
             samples.sort(key=lambda sample: sample[0])
@@ -179,7 +182,7 @@ class Receiver(ABC):
             "Content-Type": "application/x-protobuf",
             "X-Prometheus-Remote-Write-Version": "0.1.0",
         }
-        async with httpx.AsyncClient(timeout=QUERY_SECONDS, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=QUERY_SECONDS, trust_env=False, verify=NO_AUTHORITIES) as client:
             return await client.post(self.write_url, content=compress(request.SerializeToString()), headers=headers)
 
     @abstractmethod
@@ -212,7 +215,9 @@ class Receiver(ABC):
     async def _start_on(self, port: int) -> None:
         process = self._process = self._spawn(port)
         deadline = time.monotonic() + START_SECONDS
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, verify=NO_AUTHORITIES
+        ) as client:
             while not await self._is_ready(client):
                 ended = process.poll() is not None
                 if ended or time.monotonic() > deadline:
@@ -356,7 +361,9 @@ class VictoriaMetricsServer(Receiver):
 
     async def dropped_as_too_old(self) -> int:
         """How many samples it has dropped because they were older than its retention."""
-        async with httpx.AsyncClient(base_url=self.query_url, timeout=QUERY_SECONDS, trust_env=False) as client:
+        async with httpx.AsyncClient(
+            base_url=self.query_url, timeout=QUERY_SECONDS, trust_env=False, verify=NO_AUTHORITIES
+        ) as client:
             counters = _succeeded(await client.get("/metrics")).text
         counted = re.search(r'^vm_rows_ignored_total\{reason="small_timestamp"\} (\d+)$', counters, re.MULTILINE)
         return int(counted[1]) if counted else 0

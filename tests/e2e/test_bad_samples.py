@@ -20,6 +20,7 @@ import apsw
 import httpx
 import pytest
 
+from tests.plain_http import NO_AUTHORITIES
 from tests.receivers import RECEIVERS, Labels, PrometheusServer, Receiver, VictoriaMetricsServer, new_receiver
 from tests.truth import SAME, Content, difference
 from worker.buckets import Bucket, Window
@@ -648,5 +649,5 @@ async def test_victoria_metrics_shows_the_metadata_of_1_0(tmp_path: Path, requir
 
 
 async def metadata_shown(receiver: Receiver) -> Any:
-    async with httpx.AsyncClient(base_url=receiver.query_url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=receiver.query_url, trust_env=False, verify=NO_AUTHORITIES) as client:
         return (await client.get("/api/v1/metadata")).raise_for_status().json()["data"]

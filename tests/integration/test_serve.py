@@ -12,6 +12,7 @@ from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
 from tests.clocks import ManualClock
+from tests.plain_http import NO_AUTHORITIES
 from tests.reports import REPORT, SCOPE
 from worker import serve
 from worker.errors import UsageError
@@ -53,7 +54,9 @@ async def server() -> AsyncIterator[Server]:
 
 def client_of(server: Server) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=None)
-    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", limits=limits, trust_env=False)
+    return httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{server.port}", limits=limits, trust_env=False, verify=NO_AUTHORITIES
+    )
 
 
 async def get(server: Server, path: str) -> httpx.Response:

@@ -12,6 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.clocks import ManualClock
+from tests.plain_http import NO_AUTHORITIES
 from tests.truth import SAME, difference, expected_content
 from tests.unit.ledger.fleet import ask_for_resend
 from worker.app import ONCE_ATTEMPTS, Worker, stop_on_signals
@@ -172,7 +173,7 @@ async def test_the_http_side_tells_where_it_listens_and_answers(scene: Scene) ->
     listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     async with scene.worker() as worker:
         task = asyncio.create_task(worker.run(scene.stopping, listening=listening))
-        async with httpx.AsyncClient(base_url=await listening, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=await listening, trust_env=False, verify=NO_AUTHORITIES) as client:
             await sees(lambda: worker.health.readiness().ok, task)
             assert (await client.get("/-/ready")).status_code == 200
             status = (await client.get("/api/v1/status")).json()

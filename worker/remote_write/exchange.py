@@ -95,7 +95,7 @@ class Connections:
     _pool: _Pool = field(init=False)
 
     def __post_init__(self) -> None:
-        self._context = ssl_context(self.tls, self.where)
+        self._context = ssl_context(self.tls, self.where, is_used=self.url.scheme == "https")
         self._proxy = self._proxy_settings()
         self._pool = self._open()
 

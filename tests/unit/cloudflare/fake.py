@@ -17,7 +17,8 @@ from worker.cloudflare.decode import Answers, Decoder
 from worker.cloudflare.query import WindowsQuery
 
 TOKEN = "canary-token-7Yx0"
-API_URL = "https://api.test/client/v4"
+# Nothing goes there. Of an address with TLS, each client would read all authorities first: 25 ms.
+API_URL = "http://api.test/client/v4"
 NOW = 1_750_000_000
 
 

@@ -4,13 +4,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PYTHON
+# What has been compiled once need not be compiled again by every process of the tests.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test setup setup-test receivers lint types contracts pytest soak bench datasets format lock proto clean
+.PHONY: demo test setup setup-test receivers lint types contracts collected pytest soak bench datasets format lock proto clean
 
 demo: setup
 	@$(BIN)/cfrw demo
 
-test: setup-test lint types contracts receivers pytest
+# Two things at a time, as each of them keeps one core busy; the tests come last, as they keep all busy.
+test:
+	@$(MAKE) --no-print-directory -j2 lint types contracts receivers collected
+	@$(MAKE) --no-print-directory pytest
 
 setup: .venv/.run-installed
 
@@ -37,8 +42,12 @@ contracts: setup-test
 	$(BIN)/lint-imports
 
 # Real receivers for the end-to-end tests, fetched once into .cache; the script says loudly what cannot be had.
-receivers: setup-test
+receivers: setup
 	$(BIN)/python tests/fetch_receivers.py
+
+# Every process of the tests would else compile all of them for itself.
+collected: setup-test
+	@$(BIN)/pytest --collect-only -qq >.venv/collected.txt || { cat .venv/collected.txt; exit 1; }
 
 # One process more than there are cores: the longest tests wait more than they compute.
 pytest: setup-test receivers

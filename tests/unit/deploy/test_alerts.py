@@ -87,7 +87,9 @@ def _firing(promtool: Path, folder: Path, series: Mapping[str, str], expected: s
         ],
     }
     file = folder / "test.yml"
-    file.write_text(yaml.safe_dump({"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [test]}))
+    # Half of the shortest `for`. Every minute, it shows the same and takes five times as long.
+    tests = {"rule_files": ["rules.yml"], "evaluation_interval": "5m", "tests": [test]}
+    file.write_text(yaml.safe_dump(tests))
     answer = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, check=False)
     return "" if answer.returncode == 0 else answer.stdout + answer.stderr
 

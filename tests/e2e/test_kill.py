@@ -26,17 +26,18 @@ from worker.simulator.serving import serve
 ROUNDS = int(os.environ.get("KILL_ROUNDS", "12"))
 ZONES = 10
 WIDTH_SECONDS = 60
-REPLAY_HOURS = 12
-HISTORY_HOURS = 42
+REPLAY_HOURS = 16
+HISTORY_HOURS = 24
 
-# From a worker's first request on; with this much work it needs about ten seconds to be done.
-LONGEST_LIFE_SECONDS = 0.6
+# From a worker's first request on; with this much work it needs about six seconds to be done.
+LONGEST_LIFE_SECONDS = 0.4
 
 # From the moment on at which a repair is on record.
 LONGEST_REPAIR_SECONDS = 0.4
 
-BACKFILL = ["backfill", "--from", f"{HISTORY_HOURS}h"]
-FURTHER_HOURS = 7
+# Not to the present: between two of them, a minute may become final.
+BACKFILL = ["backfill", "--from", f"{HISTORY_HOURS}h", "--to", "1h"]
+FURTHER_HOURS = 2
 """Each backfill that is killed reaches back further than the one before, so that it has something to do."""
 
 RESEND = ["resend", "--since", "12h"]

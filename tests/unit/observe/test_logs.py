@@ -207,6 +207,7 @@ class Leaving(threading.Thread):
         sys.exit()
 
 async def leave_a_failed_task():
+    asyncio.get_running_loop().slow_callback_duration = 3600  # a busy machine is no error
     task = asyncio.create_task(asyncio.to_thread(fail, "task"), name="task of {CANARY}")
     await asyncio.wait([task])
     asyncio.get_running_loop().call_soon(fail, "callback")

@@ -110,12 +110,20 @@ def logged(log: Path) -> list[dict[str, Any]]:
 
 async def delivered(scene: Scene) -> None:
     """Wait until the worker is ready and nothing is missing or waits any more."""
+    asked_at = time.time()
     async with httpx.AsyncClient(base_url=scene.url, trust_env=False) as client:
         while True:
             assert scene.worker.poll() is None, logged(scene.log)
             status = (await client.get("/api/v1/status")).json()
             is_captured = status["scopes"] and not any(scope["missing"] for scope in status["scopes"])
-            if status["readiness"]["ok"] and is_captured and not status["destinations"][0]["pending_buckets"]:
+            # A status that was read for somebody else shortly before knows nothing of what happened since.
+            is_fresh = status["now"] >= asked_at
+            if (
+                is_fresh
+                and status["readiness"]["ok"]
+                and is_captured
+                and not status["destinations"][0]["pending_buckets"]
+            ):
                 return
             await asyncio.sleep(0.05)
 

@@ -1,8 +1,9 @@
 """The ledger as the rest of the worker sees it: verbs run one after the other, each all or nothing.
 
 All of SQLite happens in one thread, so that a slow disk never stops the event loop and no two statements race.
-`write` returns after what the verb wrote is durable on disk; `read` gives it a consistent view. Verbs are the functions
-that `worker.ledger` exports; they return values and know nothing of the event loop.
+`write` returns after what the verb wrote is durable on disk; `read` gives it a consistent view, with all that was asked
+to be written before it. Verbs are the functions that `worker.ledger` exports; they return values and know nothing of
+the event loop.
 
 Writes that wait at the same time share one transaction, since what a transaction costs is mostly its sync to disk. None
 of them returns before that. Where one of them fails, none of it has happened, and each is tried in a transaction of its
@@ -194,12 +195,13 @@ class Ledger:
         # Before anything is taken: what is asked for from now on is taken too, or the thread is called again.
         self._is_called = False
         while self._writes or self._reads:
+            # Before the writes are: what was to be written when it was asked for is then among them, and it sees that.
+            read = self._reads.popleft() if self._reads else None
             if writes := [self._writes.popleft() for _ in range(len(self._writes))]:
                 self._commit(writes)
                 # Not with the read that follows, which may take seconds.
                 loop.call_soon_threadsafe(_tell, writes)
-            if self._reads:
-                read = self._reads.popleft()
+            if read is not None:
                 self._look(read)
                 loop.call_soon_threadsafe(read.tell)
 

@@ -275,6 +275,12 @@ async def test_nothing_is_tried_again_on_a_volume_that_fails(ledger: Ledger) -> 
     assert "zone-9.example" not in await names(ledger)
 
 
+async def test_a_read_sees_what_was_asked_to_be_written_before_it(ledger: Ledger) -> None:
+    _, found = await asked_while_the_ledger_is_busy(ledger, ledger.write(add_zone_9), names(ledger))
+
+    assert "zone-9.example" in cast("set[str]", found)
+
+
 async def test_a_read_has_its_turn_between_the_writes_of_those_who_write_all_the_time(ledger: Ledger) -> None:
     gate = Gate()
     running = asyncio.create_task(ledger.write(lambda _: gate.hold()))

@@ -43,9 +43,6 @@ OUT_OF_ORDER_SECONDS = 30 * 86_400
 
 HOUR_SECONDS = 3600
 
-# Answers come at the same instant here; waiting for company for as long as the worker does would only take time.
-_GATHER_SECONDS = 0.001
-
 # What is kept of the requests of late: those of five minutes, which are 300 at most.
 _MINUTES_LOGGED = 5
 _MOST_LOGGED = 300
@@ -57,7 +54,8 @@ _CONNECTIONS = 4
 async def capture_load(load: Load, path: Path, windows: int, *, strict: bool = False) -> Measured:
     """Capture as the collector does: the answers to queries about ten zones and `windows` windows each.
 
-    Up to four of them are under way together, and written by a ledger that gathers what comes together.
+    Up to four of them are under way together. Their answers come at the same instant here, so the ledger need not wait
+    for them to write them together, as it does in a worker.
     `strict` queues it for a receiver that takes nothing out of order.
     Making the samples up is not counted: they come from an answer that was decoded, which is measured by itself.
     """
@@ -65,7 +63,7 @@ async def capture_load(load: Load, path: Path, windows: int, *, strict: bool = F
     stopwatch = Stopwatch()
     samples = 0
     with stopwatch:
-        ledger = Ledger.open(path, gather_seconds=_GATHER_SECONDS)
+        ledger = Ledger.open(path)
         await ledger.write(record_scopes, load.scopes, clock.now())
         await ledger.write(register_destinations, {DESTINATION: strict}, replay_since=0, now=clock.now())
     queries = _cut(range(load.zones), ZONES_PER_QUERY)

@@ -52,7 +52,7 @@ from worker.observe import Metrics, get_logger
 from worker.outstanding import Outstanding, Query, Runs, Worklist, next_round
 from worker.owners import Owners
 from worker.times import instant
-from worker.tokens import note_accepted, note_refused
+from worker.tokens import note_refused
 
 LOOP = "collect"
 
@@ -313,7 +313,7 @@ class Collector:
     async def _note_token(self, answers: Sequence[ScopeAnswer]) -> None:
         """Tell whether Cloudflare takes the token, where the answers say so."""
         if any(isinstance(answer, Answered) for answer in answers):
-            await note_accepted(self._settings.name, self._health, self._ledger)
+            self._health.token_accepted(self._settings.name)
         for answer in answers:
             if isinstance(answer, Failed) and answer.failure.kind is ErrorKind.TOKEN:
                 await note_refused(self._settings.name, answer.failure.message, self._health, self._ledger, self._clock)

@@ -3,7 +3,16 @@ import pytest
 
 from tests.unit.ledger.fleet import DATASET, NOW, T0, bucket, queue, tag, window
 from worker.errors import LedgerError
-from worker.ledger import Hole, HoleReason, Ledger, hole_counts, logged_requests, record_answer
+from worker.ledger import (
+    Hole,
+    HoleReason,
+    Ledger,
+    hole_counts,
+    logged_requests,
+    record_answer,
+    record_token_refusal,
+    token_refusals,
+)
 
 REQUESTS = {"graphql": [NOW - 1.0, NOW]}
 
@@ -19,6 +28,17 @@ async def test_what_a_query_brought_is_written_together(ledger: Ledger) -> None:
     assert await queue(ledger) == [(1, 0), (3, 0)]
     assert await ledger.read(hole_counts, since=T0) == {(DATASET, "failed"): 1}
     assert await ledger.read(logged_requests, "default") == {"graphql": [NOW - 1, NOW]}
+
+
+async def test_a_bucket_proves_that_the_token_is_taken_and_a_failure_does_not(ledger: Ledger) -> None:
+    for token in ("default", "shops"):
+        await ledger.write(record_token_refusal, token, "Invalid API Token", NOW)
+
+    await ledger.write(record_answer, "default", REQUESTS, buckets=[], holes=[HOLE], now=NOW)
+    assert set(await ledger.read(token_refusals)) == {"default", "shops"}
+
+    await ledger.write(record_answer, "default", REQUESTS, buckets=[bucket(1, 0)], holes=[], now=NOW)
+    assert set(await ledger.read(token_refusals)) == {"shops"}
 
 
 async def test_an_answer_without_any_bucket_leaves_its_reasons_and_counts(ledger: Ledger) -> None:

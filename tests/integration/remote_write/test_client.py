@@ -53,9 +53,7 @@ async def test_a_request_has_the_headers_of_the_specification_and_its_body_as_it
         "content-type": "application/x-protobuf",
         "user-agent": f"cloudflare-remote-write/{__version__}",
         "x-prometheus-remote-write-version": "0.1.0",
-        "accept": "*/*",
         "accept-encoding": "identity",
-        "connection": "keep-alive",
         "content-length": "6",
     }
     assert len(request.headers) == len(dict(request.headers))
@@ -409,7 +407,7 @@ async def test_the_time_limit_holds_for_the_whole_exchange(script: Callable[[Scr
 
 
 async def test_a_connection_that_never_comes_about_is_given_up_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange_module, "_CONNECT_SECONDS", SHORT_SECONDS)
+    monkeypatch.setattr(exchange_module, "_TIMEOUTS", {"connect": SHORT_SECONDS})
 
     def script(_: ScriptedServer) -> Answer:
         async def answer(*_: object) -> None:

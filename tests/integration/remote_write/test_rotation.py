@@ -172,7 +172,7 @@ async def test_a_request_under_way_ends_in_peace_while_a_secret_changes(secret: 
         go_on.set()
         assert await first == Accepted(204)
         # Nobody uses the old connections any more.
-        assert old.connections._pool.http.is_closed
+        assert not old.connections._pool.transport._pool.connections
     assert b"Bearer canary-old" in seen[0]
     assert b"Bearer canary-newer" in seen[1]
 

@@ -45,11 +45,16 @@ def _to_version_5(connection: apsw.Connection) -> None:
     _execute(connection, "to_version_5.sql")
 
 
+def _to_version_6(connection: apsw.Connection) -> None:
+    _execute(connection, "to_version_6.sql")
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     _to_version_2,
     _to_version_3,
     _to_version_4,
     _to_version_5,
+    _to_version_6,
 )
 """The first step takes a file from version 1 to version 2, the next one from there to version 3, and so on."""
 

@@ -534,7 +534,8 @@ CROSS JOIN delivery ON delivery.destination_id = destination.id
 CROSS JOIN bucket ON bucket.id = delivery.bucket_id
 CROSS JOIN dataset ON dataset.id = bucket.dataset_id
 CROSS JOIN scope ON scope.id = bucket.scope_id
-WHERE destination.gone_at IS NULL AND delivery.state IN ('partial', 'refused', 'expired', 'damaged')
+WHERE destination.gone_at IS NULL
+    AND (delivery.state = 'partial' OR delivery.state = 'refused' OR delivery.state = 'expired' OR delivery.state = 'damaged')
     AND delivery.start >= :since AND delivery.start < :until
 GROUP BY destination.id, dataset.id, scope.id, bucket.width_seconds, delivery.state, delivery.status, why
 
@@ -552,7 +553,8 @@ WITH counted (destination_id, state, buckets) AS (
     UNION ALL
     SELECT destination_id, 'acknowledged', count(*) FROM delivery WHERE state = 'acknowledged' GROUP BY destination_id
     UNION ALL
-    SELECT destination_id, state, count(*) FROM delivery WHERE state IN ('partial', 'refused', 'expired', 'damaged')
+    SELECT destination_id, state, count(*) FROM delivery
+    WHERE state = 'partial' OR state = 'refused' OR state = 'expired' OR state = 'damaged'
     GROUP BY destination_id, state
 )
 SELECT destination.name, counted.state, counted.buckets, destination.gone_at IS NOT NULL
@@ -562,7 +564,7 @@ ORDER BY destination.name, counted.state
 -- name: undelivered
 SELECT destination.name, delivery.state, count(*), max(delivery.decided_at), delivery.status, coalesce(delivery.reason, '')
 FROM delivery JOIN destination ON destination.id = delivery.destination_id
-WHERE delivery.state IN ('partial', 'refused', 'expired', 'damaged')
+WHERE delivery.state = 'partial' OR delivery.state = 'refused' OR delivery.state = 'expired' OR delivery.state = 'damaged'
 GROUP BY destination.id, delivery.state
 ORDER BY destination.name, delivery.state
 

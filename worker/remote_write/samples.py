@@ -62,7 +62,7 @@ def samples_by_series(batch: Batch) -> tuple[list[bytes], list[bytes]]:
     ValueError where a series would get two samples of one timestamp, of which receivers silently drop one; where two
     series ids stand for the same labels, which would come to that; and where a timestamp is not in `TIMESTAMPS_MS`.
     """
-    buckets = sorted((bucket for bucket in batch.buckets if bucket.series_ids), key=_timestamp_ms)
+    buckets = sorted([bucket for bucket in batch.buckets if bucket.series_ids], key=_timestamp_ms)
     runs = _runs(buckets)
     series_ids = _series_ids(run[0] for run in runs)
     # More ids than there are series: some of them are there twice, without a look at each.
@@ -83,7 +83,7 @@ def samples_by_series(batch: Batch) -> tuple[list[bytes], list[bytes]]:
 
 def repeated_timestamp_ms(buckets: Iterable[StoredBucket]) -> int | None:
     """The first timestamp of which some series has two samples in these buckets; None where there is none."""
-    buckets = sorted(buckets, key=_timestamp_ms)
+    buckets = list(buckets)
     # Mostly, buckets have the same series, or none in common: then a look at one of each kind is enough.
     kinds = {bucket.series_ids: bucket for bucket in buckets}
     if (
@@ -92,7 +92,7 @@ def repeated_timestamp_ms(buckets: Iterable[StoredBucket]) -> int | None:
         and _are_distinct(_series_ids(kinds.values()))
     ):
         return None
-    for timestamp_ms, at_once in groupby(buckets, key=_timestamp_ms):
+    for timestamp_ms, at_once in groupby(sorted(buckets, key=_timestamp_ms), key=_timestamp_ms):
         if not _are_distinct(_series_ids(at_once)):
             return timestamp_ms
     return None
@@ -103,7 +103,7 @@ def _timestamp_ms(bucket: StoredBucket) -> int:
 
 
 def _series_ids(buckets: Iterable[StoredBucket]) -> "array[int]":
-    return array(SERIES_ID_TYPE, b"".join(bucket.series_ids for bucket in buckets))
+    return array(SERIES_ID_TYPE, b"".join([bucket.series_ids for bucket in buckets]))
 
 
 def _are_distinct(values: Collection[Hashable]) -> bool:
@@ -142,7 +142,7 @@ def _values_by_series(run: Sequence[StoredBucket]) -> bytes:
     """The values of all buckets, those of the first series first."""
     if len(run) == 1:
         return run[0].values
-    values = array("d", bytes(sum(len(bucket.values) for bucket in run)))
+    values = array("d", bytes(len(run[0].values) * len(run)))
     for index, bucket in enumerate(run):
         values[index :: len(run)] = array("d", bucket.values)
     return values.tobytes()

@@ -25,7 +25,7 @@ class TlsSettings(Section):
     """How a destination's certificate is checked, and which one the worker shows."""
 
     ca_file: ReadableFile | None = None
-    """File with the certificates (PEM) that sign the destination's; empty for the usual authorities."""
+    """File with the certificates (PEM) that sign the destination's; without it, the machine's authorities count."""
 
     cert_file: ReadableFile | None = None
     """File with the certificate (PEM) that the worker shows; needs its key."""

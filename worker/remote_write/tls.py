@@ -4,10 +4,8 @@ import ssl
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
-import certifi
-
+from worker.authorities import trust_the_usual
 from worker.config import TlsSettings
 from worker.errors import ConfigError, Mistake
 
@@ -38,12 +36,11 @@ class _NamedContext(ssl.SSLContext):
 def ssl_context(tls: TlsSettings, where: str, *, is_used: bool = True) -> ssl.SSLContext:
     """The settings as Python's `ssl` takes them; files are read now.
 
-    With `ca_file` or `ca` only its certificates are trusted, as in Prometheus; without them, the authorities of the
-    `certifi` package, which a container without any of its own has too.
+    With `ca_file` or `ca` only its certificates are trusted, as in Prometheus; without them, the usual authorities.
 
     where:   what stands in front of a key in a mistake. ConfigError where a file is not what it should be.
-    is_used: False for a URL without TLS. No authorities are trusted then but those of the settings: to read all of
-             certifi's takes 25 ms.
+    is_used: False for a URL without TLS. No authorities are trusted then but those of the settings, as it takes a while
+             to read the usual ones.
     """
     # Not `create_default_context`: it writes the session keys to a file that an environment variable can name.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -64,14 +61,15 @@ def ssl_context(tls: TlsSettings, where: str, *, is_used: bool = True) -> ssl.SS
 
 
 def _trust(context: ssl.SSLContext, tls: TlsSettings, where: str) -> None:
-    authorities = tls.ca_file or Path(certifi.where())
+    if tls.ca is None and tls.ca_file is None:
+        trust_the_usual(context)
+        return
+    # Who is named there is trusted, also if it is no root: as in Go, whose programs the settings are taken from.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
-        if tls.ca is not None:
-            context.load_verify_locations(cadata=tls.ca)
-        else:
-            context.load_verify_locations(cafile=authorities)
+        context.load_verify_locations(cafile=tls.ca_file, cadata=tls.ca)
     except (OSError, ValueError) as error:
-        key, shown = ("ca", None) if tls.ca is not None else ("ca_file", str(authorities))
+        key, shown = ("ca", None) if tls.ca is not None else ("ca_file", str(tls.ca_file))
         raise _unusable(where, key, shown, error) from None
 
 

@@ -235,3 +235,18 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused_before_the_token
         assert await refused(client) is ErrorKind.NETWORK
         await client.aclose()
         assert server.requests == []
+
+
+async def test_a_certificate_of_an_authority_of_the_machine_is_trusted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority = trustme.CA()
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    server = Server(sending(response()))
+    async with server.running(tls):
+        client = CloudflareClient(api_url=server.address, token=TOKEN, clock=ManualClock(), quota=Quota(ManualClock()))
+        assert await client.graphql(b"{}") == Answer(OK)
+        await client.aclose()

@@ -43,9 +43,9 @@ def authority() -> trustme.CA:
 def _this_machine_is_not_in_azure(monkeypatch: pytest.MonkeyPatch, authority: trustme.CA, tmp_path: Path) -> None:
     for name in ("IDENTITY_ENDPOINT", "IMDS_ENDPOINT", "MSI_ENDPOINT", "AZURE_CLIENT_ID", "AZURE_TENANT_ID"):
         monkeypatch.delenv(name, raising=False)
-    # The authority of tokens is reached as the public ones are: by certifi's list.
+    # The server of tokens is reached as the public one is: by the machine's authorities.
     authority.cert_pem.write_to_path(tmp_path / "public.pem")
-    monkeypatch.setattr("certifi.where", lambda: str(tmp_path / "public.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "public.pem"))
 
 
 def settings_for(server: ScriptedServer, *, proxy: ProxySettings | None = None, **azuread: Any) -> DestinationSettings:

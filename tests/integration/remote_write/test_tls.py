@@ -115,11 +115,26 @@ async def test_a_certificate_of_the_configured_authority_is_trusted(files: Files
     assert await verdict_of(certificate, TlsSettings(ca_file=files.ca_file)) == Accepted(204)
 
 
-async def test_without_an_authority_file_the_public_ones_are_trusted_and_no_others(files: Files) -> None:
-    verdict = await verdict_of(files.authority.issue_cert("127.0.0.1"), TlsSettings())
+async def test_without_an_authority_file_the_machines_authorities_are_trusted_and_no_others(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(files.ca_file))
+    assert await verdict_of(files.authority.issue_cert("127.0.0.1"), TlsSettings()) == Accepted(204)
+    verdict = await verdict_of(trustme.CA().issue_cert("127.0.0.1"), TlsSettings())
     assert isinstance(verdict, Later)
     assert verdict.fate is Fate.PARK
     assert verdict.reason.startswith("the receiver's certificate cannot be trusted: ")
+
+
+async def test_an_authority_below_another_needs_only_itself_to_be_trusted(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = files.authority.create_child_ca()
+    below.cert_pem.write_to_path(tmp_path / "below.pem")
+    certificate = below.issue_cert("127.0.0.1")
+    assert await verdict_of(certificate, TlsSettings(ca_file=tmp_path / "below.pem")) == Accepted(204)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "below.pem"))
+    assert await verdict_of(certificate, TlsSettings()) == Accepted(204)
 
 
 async def test_with_an_authority_file_no_other_authority_is_trusted(files: Files) -> None:

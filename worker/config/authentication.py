@@ -15,13 +15,13 @@ from worker.config.section import INLINE, FilePath, ReadableFile, Secret, Sectio
 
 
 class BasicAuth(Section):
-    """User name and password (RFC 7617)."""
+    """User name and password (RFC 7617), either of which may be empty, as in Prometheus."""
 
-    username: Annotated[str | SecretFile, read_again(endpoints.user_name)]
-    """User name; it must not hold a colon."""
+    username: Annotated[str | SecretFile, read_again(endpoints.user_name)] = ""
+    """User name; it must not hold a colon. Empty where it is left out."""
 
-    password: Secret
-    """Password."""
+    password: Secret = SecretStr("")
+    """Password. Empty where it is left out, as with receivers whose user name is a key."""
 
 
 class Authorization(Section):

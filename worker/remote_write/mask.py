@@ -111,7 +111,9 @@ def secrets_of(settings: DestinationSettings) -> Iterator[str]:
 
 def _of_basic(user: str, password: str) -> Iterator[str]:
     pair = f"{user}:{password}"
-    yield from (password, pair, base64.b64encode(pair.encode()).decode())
+    yield base64.b64encode(pair.encode()).decode()
+    if password:  # without one, the pair is a name and a colon, which many texts hold
+        yield from (password, pair)
 
 
 def _of_query(url: str) -> Iterator[str]:

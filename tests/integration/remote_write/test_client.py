@@ -145,6 +145,9 @@ async def test_credentials_are_sent_as_configured() -> None:
         for settings in (
             destination(server.url),
             destination(server.url, basic_auth=basic),
+            destination(server.url, basic_auth=BasicAuth(username="user")),
+            destination(server.url, basic_auth=BasicAuth(password=SecretStr("pass"))),
+            destination(server.url, basic_auth=BasicAuth()),
             destination(server.url, authorization=Authorization(credentials=SecretStr("token"))),
             destination(server.url, authorization=Authorization(type="Token", credentials=SecretStr("abc"))),
             destination(server.url, headers={"Authorization": "Custom scheme"}),
@@ -154,6 +157,9 @@ async def test_credentials_are_sent_as_configured() -> None:
     assert [request.header("Authorization") for request in server.requests] == [
         None,
         "Basic dXNlcjpwYXNz",
+        "Basic dXNlcjo=",
+        "Basic OnBhc3M=",
+        "Basic Og==",
         "Bearer token",
         "Token abc",
         "Custom scheme",

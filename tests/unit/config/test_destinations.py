@@ -123,9 +123,17 @@ def test_what_is_wrong_with_a_file_is_told_under_the_files_name(tmp_path: Path) 
         assert mistakes_in_one(tmp_path, basic_auth=entry) == [f"basic_auth.password_file{problem}"]
 
 
-def test_basic_auth_needs_both_halves(tmp_path: Path) -> None:
-    assert mistakes_in_one(tmp_path, basic_auth={"username": "a"}) == ["basic_auth.password: is required"]
-    assert mistakes_in_one(tmp_path, basic_auth={"password": "a"}) == ["basic_auth.username: is required"]
+def test_each_half_of_basic_auth_may_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "pw").write_text("b")
+    for entry, meant in (
+        ({"username": "a"}, BasicAuth(username="a")),
+        ({"username": "a", "password": ""}, BasicAuth(username="a")),
+        ({"password": "b"}, BasicAuth(password=SecretStr("b"))),
+        ({"password_file": "pw"}, BasicAuth(password=SecretFile(tmp_path / "pw"))),
+        ({}, BasicAuth()),
+        (None, None),
+    ):
+        assert load_one(tmp_path, basic_auth=entry).basic_auth == meant
 
 
 def test_a_certificate_needs_its_key_and_both_must_be_there(tmp_path: Path) -> None:

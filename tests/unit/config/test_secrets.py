@@ -74,7 +74,7 @@ FILES = [
     f"{ENTRY}    pasword: {CANARY}\n",
     f"{ENTRY}    basic_auth: {CANARY}\n",
     f"{ENTRY}    basic_auth: [{CANARY}]\n",
-    f"{ENTRY}    basic_auth: {{password: {CANARY}}}\n",
+    f"{ENTRY}    basic_auth: {{password: {CANARY}, user: a}}\n",
     f"{ENTRY}    basic_auth: {{username: a, password: [{CANARY}]}}\n",
     f"{ENTRY}    basic_auth: {{username: a, password: {{a: {CANARY}}}}}\n",
     f'{ENTRY}    basic_auth: {{username: a, password: "{CANARY}\\n{CANARY}"}}\n',

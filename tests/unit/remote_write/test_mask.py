@@ -45,6 +45,7 @@ def destination(**more: object) -> DestinationSettings:
             "Authorization: Basic dTpwdw==, twice dTpwdw==",
             "Authorization: Basic ********, twice ********",
         ),
+        (destination(basic_auth=BasicAuth(username="u")), "u: Basic dTo=", "u: Basic ****"),
         (destination(authorization=Authorization(credentials=SecretStr("tok"))), "Bearer tok", "Bearer ***"),
         (
             destination(authorization=Authorization(type="Token", credentials=SecretStr("abc"))),

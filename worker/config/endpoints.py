@@ -6,6 +6,7 @@ where all of it may be.
 
 import ipaddress
 import re
+import unicodedata
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
@@ -29,8 +30,19 @@ def shown_url(url: str) -> str:
     return shown(scheme + separator + path + (f"{mark}***" if mark else ""))
 
 
+def ascii_host(url: str) -> str | None:
+    """The host of a well-formed URL as it is written in ASCII (RFC 3492); None where it is so already, or cannot be."""
+    host = urlsplit(url).hostname or ""
+    labels = unicodedata.normalize("NFKC", host).lower().split(".")
+    name = ".".join(label if label.isascii() else f"xn--{label.encode('punycode').decode()}" for label in labels)
+    return None if host.isascii() or not re.fullmatch(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", name) else name
+
+
 def destination_url(value: object) -> str:
-    """Where samples are pushed to or read back from: http or https, with a host, without user and fragment."""
+    """Where samples are pushed to or read back from: http or https, with a host, without user and fragment.
+
+    The host may be in any script, if the HTTP library knows how to write it in ASCII.
+    """
     return _url_without_user(value, "basic_auth (in the environment: REMOTE_WRITE_USERNAME and REMOTE_WRITE_PASSWORD)")
 
 
@@ -40,7 +52,7 @@ def token_url(value: object) -> str:
 
 
 def _url_without_user(value: object, instead: str) -> str:
-    text, parts = _url(value)
+    text, parts = _url(value, may_have_any_host=True)
     if "@" in parts.netloc:
         raise InvalidValueError(shown_url(text), f"must not hold a user or password; give them as {instead}")
     if parts.fragment:
@@ -81,13 +93,13 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def _url(value: object) -> tuple[str, SplitResult]:
+def _url(value: object, *, may_have_any_host: bool = False) -> tuple[str, SplitResult]:
     if not isinstance(value, str):
         raise InvalidValueError(None, "must be a URL")
     text = value.strip()
     problem = "must be a URL with http:// or https:// and a host, such as https://prometheus.example.org/api/v1/write"
-    if not re.fullmatch(r"[\x21-\x7e]+", text):
-        raise InvalidValueError(shown_url(text), "must be a URL, without blanks and in ASCII")
+    if " " in text or not text.isprintable():
+        raise InvalidValueError(shown_url(text), "must be a URL, without blanks and control characters")
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
@@ -96,6 +108,12 @@ def _url(value: object) -> tuple[str, SplitResult]:
         raise InvalidValueError(shown_url(text), problem) from None
     if parts.scheme.lower() not in {"http", "https"} or not host or port == 0:
         raise InvalidValueError(shown_url(text), problem)
+    user = parts.netloc.rpartition("@")[0]
+    if not f"{user}{parts.path}{parts.query}{parts.fragment}".isascii():
+        raise InvalidValueError(shown_url(text), "must be in ASCII but for its host, with %C3%BC for ü")
+    if not host.isascii() and not may_have_any_host:
+        name = ascii_host(text)
+        raise InvalidValueError(shown_url(text), f"must be in ASCII{f'; write the host as {name}' if name else ''}")
     return text, parts
 
 

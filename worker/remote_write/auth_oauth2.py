@@ -6,15 +6,14 @@ import re
 from typing import Any
 from urllib.parse import quote_plus, urlencode
 
-import httpx
 import msgspec
 from pydantic import SecretStr
 
 from worker.clock import Clock
 from worker.config import DestinationSettings, OAuth2Settings
-from worker.errors import ConfigError, Mistake
+from worker.config.endpoints import shown_url
 from worker.remote_write.auth_token import BearerTokens, Token
-from worker.remote_write.exchange import Answer, Connections
+from worker.remote_write.exchange import Answer, Connections, usable_url
 from worker.remote_write.files import plain
 from worker.remote_write.mask import SecretMask
 from worker.remote_write.verdict import Fate, Later, printable, retry_after_seconds
@@ -34,12 +33,8 @@ def oauth2_tokens(
 ) -> BearerTokens:
     """Tokens of the server at `oauth2.token_url`; ConfigError where its URL or TLS files cannot be used."""
     setting = f"remote_write {settings.name}: oauth2"
-    try:
-        url = httpx.URL(oauth2.token_url)
-    except (httpx.InvalidURL, UnicodeError):
-        raise ConfigError([Mistake(f"{setting}.token_url", None, "must be a URL with a host that can exist")]) from None
     connections = Connections(
-        url=url,
+        url=usable_url(oauth2.token_url, f"{setting}.token_url", shown_url(oauth2.token_url)),
         tls=oauth2.tls,
         proxy=oauth2.proxy,
         mask=mask,

@@ -6,7 +6,8 @@ other side does, in bounded time and memory, with no secret in it.
 
 from worker.clock import Clock, ahead_of
 from worker.config import DestinationSettings, Message
-from worker.remote_write.endpoint import Endpoint, usable_url
+from worker.remote_write.endpoint import Endpoint
+from worker.remote_write.exchange import usable_url
 from worker.remote_write.verdict import MAX_TEXT_CHARACTERS, Later, Verdict, judge
 
 # The specifications of remote write, 1.0 and 2.0, "Protocol"; custom headers cannot override them. Some receivers

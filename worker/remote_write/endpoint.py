@@ -18,7 +18,7 @@ import httpx
 
 from worker.clock import Clock
 from worker.config import DestinationSettings
-from worker.errors import ConfigError, Mistake
+from worker.errors import ConfigError
 from worker.remote_write.auth import Credentials, credentials_of
 from worker.remote_write.exchange import Answer, Connections
 from worker.remote_write.files import Signature, files_of, plain, signature, with_files_read
@@ -186,18 +186,3 @@ class Endpoint:
                 body_bytes=self._body_bytes,
             ),
         )
-
-
-def usable_url(url: str, setting: str, shown: str) -> httpx.URL:
-    """The URL as the HTTP library takes it, which knows more of host names than the configuration does.
-
-    setting: where it is written.
-    shown:   the URL for people. ConfigError where it cannot be used.
-    """
-    try:
-        parsed = httpx.URL(url)
-        if parsed.host:
-            return parsed
-    except (httpx.InvalidURL, UnicodeError):
-        pass  # told below, without the library's words: they repeat the URL
-    raise ConfigError([Mistake(setting, shown, "must be a URL with a host name that can exist")])

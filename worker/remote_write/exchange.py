@@ -1,8 +1,9 @@
 """One request and its answer over HTTP, with a receiver or with a server that gives out tokens.
 
-Owns the connections to one URL. Promises an answer or a reason for every exchange, whatever the other side does, in
-bounded time and memory, with no secret in a reason; that nothing is sent to any other place than the URL, through no
-other proxy than the one that is set: no redirect is followed, nothing is taken from the environment unasked.
+Owns which URLs can be used, and the connections to one. Promises an answer or a reason for every exchange, whatever the
+other side does, in bounded time and memory, with no secret in a reason; that nothing is sent to any other place than
+the URL, through no other proxy than the one that is set: no redirect is followed, nothing is taken from the environment
+unasked.
 
 Does not try again, and does not know what an answer means.
 """
@@ -21,6 +22,8 @@ import httpx
 
 from worker import __version__
 from worker.config import ProxySettings, TlsSettings
+from worker.config.endpoints import ascii_host
+from worker.errors import ConfigError, Mistake
 from worker.remote_write.mask import SecretMask
 from worker.remote_write.proxy import proxy_for
 from worker.remote_write.tls import ssl_context
@@ -241,6 +244,30 @@ class Connections:
                 return Later(f"TLS failed: {reason}; {hint}", Fate.PARK)
             case _:
                 return Later(f"TLS failed: {error.reason}", Fate.PARK)
+
+
+def usable_url(url: str, setting: str, shown: str) -> httpx.URL:
+    """The URL as the HTTP library takes it, which knows more of host names than the configuration does.
+
+    setting: where it is written.
+    shown:   the URL for people. ConfigError where it cannot be used.
+    """
+    if (parsed := _parsed(url)) is not None:
+        return parsed
+    # The library maps no letters to others, as Go does, and asks more of a name in another script than of one in ASCII.
+    name = ascii_host(url)
+    instead = f"; in ASCII this one is {name}" if name is not None and _parsed(f"https://{name}") is not None else ""
+    raise ConfigError([Mistake(setting, shown, f"must be a URL with a host name that can exist{instead}")])
+
+
+def _parsed(url: str) -> httpx.URL | None:
+    """None where the library cannot use it; its own words would repeat the URL."""
+    try:
+        parsed = httpx.URL(url)
+        has_host = bool(parsed.host)
+    except (httpx.InvalidURL, UnicodeError):
+        return None
+    return parsed if has_host else None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -43,11 +43,12 @@ def _proxy_of_environment(name: str, given: str) -> httpx.URL:
 
 def _is_excepted(url: httpx.URL, exceptions: str) -> bool:
     port = url.port or {"http": 80, "https": 443}[url.scheme]
-    address = _address(url.host)
-    if url.host == "localhost" or (address is not None and address.is_loopback):
+    host = url.raw_host.decode()  # in ASCII, as Go has it
+    address = _address(host)
+    if host == "localhost" or (address is not None and address.is_loopback):
         return True
     items = (item.strip().lower() for item in exceptions.split(","))
-    return any(_covers(item, url.host.rstrip("."), address, port) for item in items if item)
+    return any(_covers(item, host.rstrip("."), address, port) for item in items if item)
 
 
 def _covers(item: str, host: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address | None, port: int) -> bool:

@@ -25,7 +25,8 @@ from worker.clock import Clock
 from worker.config import DestinationSettings
 from worker.config.endpoints import shown_url
 from worker.errors import ConfigError, Mistake
-from worker.remote_write.endpoint import Endpoint, Reply, usable_url
+from worker.remote_write.endpoint import Endpoint, Reply
+from worker.remote_write.exchange import usable_url
 from worker.remote_write.verdict import Fate, Later, printable, retry_after_seconds
 
 Labels: TypeAlias = frozenset[tuple[str, str]]

@@ -3,6 +3,7 @@ import gzip
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -353,6 +354,34 @@ def test_a_host_name_that_cannot_exist_is_a_mistake_of_the_configuration(host: s
     with pytest.raises(ConfigError) as mistake:
         RemoteWriteClient(settings, ManualClock())
     assert f"remote_write main: url (given: https://{host}/write?***): must be" in str(mistake.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "instead"),
+    [("my_mimir.mu\u0308ller.example", "my_mimir.xn--mller-kva.example"), ("\u2603.example", None)],
+)
+def test_a_host_name_that_only_go_reads_is_told_as_it_can_be_written(host: str, instead: str | None) -> None:
+    with pytest.raises(ConfigError) as mistake:
+        RemoteWriteClient(destination(f"https://{host}/write"), ManualClock())
+    said = f"must be a URL with a host name that can exist{f'; in ASCII this one is {instead}' if instead else ''}"
+    assert str(mistake.value).endswith(said)
+
+
+async def test_a_host_name_in_another_script_is_asked_for_in_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for = []
+    resolve = socket.getaddrinfo
+
+    def local(host: bytes | str, *arguments: Any, **options: Any) -> Any:
+        asked_for.append(host if isinstance(host, str) else host.decode())
+        return resolve("127.0.0.1", *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", local)
+    async with serving(saying(NO_CONTENT)) as server:
+        settings = destination(server.url.replace("127.0.0.1", "Straße.example"))
+        async with client_of(settings) as client:
+            assert await client.send(b"body", 0) == Accepted(204)
+    assert asked_for == ["xn--strae-oqa.example"]
+    assert server.requests[0].header("Host") == f"xn--strae-oqa.example:{server.port}"
 
 
 async def test_a_header_that_http_does_not_allow_is_not_repeated() -> None:

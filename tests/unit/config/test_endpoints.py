@@ -111,7 +111,13 @@ def test_the_base_url_of_the_api_is_a_base_url(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://prometheus:9090/api/v1/write", "https://[::1]:1/x?db=y", "HTTPS://Host.example"]
+    "url",
+    [
+        "http://prometheus:9090/api/v1/write",
+        "https://[::1]:1/x?db=y",
+        "HTTPS://Host.example",
+        "https://HØst.example:1/x",
+    ],
 )
 def test_a_destination_is_http_or_https(url: str) -> None:
     assert endpoints.destination_url(f" {url} ") == url
@@ -129,7 +135,10 @@ def test_a_destination_is_http_or_https(url: str) -> None:
         "http://host:0/",
         "http://[::1/",
         "http://host/a b",
-        "http://høst/",
+        "http://host/ø",
+        "http://host/?ø",
+        "http://ø@host/",
+        "http://ho\u00a0st/",
         "http://host/#a",
         "http://user:pw@host/",
         3,
@@ -139,6 +148,17 @@ def test_a_destination_is_http_or_https(url: str) -> None:
 def test_what_is_no_url_of_a_destination_is_refused(url: object) -> None:
     with pytest.raises(InvalidValueError, match="must"):
         endpoints.destination_url(url)
+
+
+def test_a_host_in_another_script_is_told_in_ascii_where_it_has_to_be() -> None:
+    for parse in (endpoints.api_url, endpoints.proxy_url):
+        with pytest.raises(InvalidValueError, match=r"must be in ASCII; write the host as xn--hst-0na\.example"):
+            parse("https://HØst.example")
+
+
+@pytest.mark.parametrize("host", ["receiver.example", "[::1]", "a..ø", f"{'ø' * 64}.example", "ø!"])
+def test_a_host_that_is_in_ascii_or_cannot_be_has_no_other_form(host: str) -> None:
+    assert endpoints.ascii_host(f"https://{host}/") is None
 
 
 @pytest.mark.parametrize("url", URLS_WITH_SECRETS)

@@ -31,6 +31,8 @@ PROXY = "http://proxy.example:3128"
         ("http://[fd00::1]/write", "fd00::1", False),
         ("http://[fd00::1]:9090/write", "[fd00::1]:9090", False),
         ("http://receiver.example/write", "10.0.0.0/8,not/anetwork", True),
+        ("http://müller.example/write", "xn--mller-kva.example", False),
+        ("http://xn--mller-kva.example/write", "xn--mller-kva.example", False),
         ("http://localhost:9090/write", "other.example", False),
         ("http://127.0.0.1:9090/write", "other.example", False),
         ("http://[::1]:9090/write", "other.example", False),

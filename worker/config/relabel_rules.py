@@ -108,11 +108,11 @@ def compiled(regex: str) -> Any:
         re2.compile(regex.encode(), _OPTIONS)  # by itself first, so that the error speaks of what the user wrote
         pattern = re2.compile(f"^(?s:{regex})$".encode(), _OPTIONS)
     except re2.error as error:
-        raise InvalidValueError(shown(regex), f"regex {_what_re2_lacks(regex, error)}") from None
+        raise InvalidValueError(shown(regex), _what_re2_lacks(regex, error)) from None
     if any(escape[0] == r"\C" for escape in _QUOTATION_OR_ESCAPE.finditer(regex)):
-        raise InvalidValueError(shown(regex), r"regex must not match single bytes (\C)")
+        raise InvalidValueError(shown(regex), r"must not match single bytes (\C)")
     if not all(map(_GROUP_NAME.fullmatch, pattern.groupindex)):
-        raise InvalidValueError(shown(regex), "regex must name its groups with letters, digits and underscores only")
+        raise InvalidValueError(shown(regex), "must name its groups with letters, digits and underscores only")
     return pattern
 
 
@@ -153,6 +153,11 @@ def _modulus(value: object) -> int:
     return values.whole_number(0 if value == "" else value, minimum=0, maximum=10**18 - 1, unit="hash values")
 
 
+def _regex(text: str) -> str:
+    compiled(text)
+    return text
+
+
 _Text = Annotated[str, BeforeValidator(_text)]
 
 
@@ -168,7 +173,7 @@ class RelabelRule(Section):
     target_label: _Text = ""
     """Label that is set; with `replace` it may refer to groups of the regex (`$1`, `${1}`, `${name}`)."""
 
-    regex: _Text = "(.*)"
+    regex: Annotated[_Text, AfterValidator(_regex)] = "(.*)"
     """RE2 expression for the whole input; with `labelmap`, `labeldrop` and `labelkeep`, for a label's whole name."""
 
     modulus: Annotated[int, BeforeValidator(_modulus)] = 0
@@ -194,7 +199,6 @@ class RelabelRule(Section):
 
     @model_validator(mode="after")
     def _is_a_rule_that_prometheus_takes(self) -> Self:
-        compiled(self.regex)
         for key in _MEANINGLESS.get(self.action, ()):
             if (value := getattr(self, key)) != type(self).model_fields[key].default:
                 raise InvalidValueError(shown(value), f"{key} must be left out with the action {self.action}")

@@ -238,8 +238,8 @@ def test_a_regex_is_read_as_prometheus_reads_it(regex: str, text: str, expected:
 )
 def test_what_re2_cannot_do_is_said_to_be_impossible(regex: str) -> None:
     where, given, problem = mistake({"action": "keep", "regex": regex})
-    assert (where, given) == ("0", regex)
-    assert problem.startswith("regex must be in RE2's syntax, as in Prometheus, which has no lookahead or lookbehind")
+    assert (where, given) == ("0.regex", regex)
+    assert problem.startswith("must be in RE2's syntax, as in Prometheus, which has no lookahead or lookbehind")
     assert "no backreferences" in problem
 
 
@@ -257,16 +257,27 @@ def test_what_re2_cannot_do_is_said_to_be_impossible(regex: str) -> None:
     ],
 )
 def test_a_regex_that_does_not_compile_is_refused_with_re2_s_reason(regex: str, reason: str) -> None:
-    assert problem_of(action="keep", regex=regex) == f"regex is not in RE2's syntax: {reason}"
+    assert problem_of(action="keep", regex=regex) == f"is not in RE2's syntax: {reason}"
+
+
+def test_a_regex_is_looked_at_whatever_else_is_wrong_with_its_rule() -> None:
+    with pytest.raises(ValidationError) as refused:
+        RULES.validate_python([{"action": "kepe", "regex": "(a"}, {"regex": "a)", "modulus": "x"}])
+    assert [detail["loc"] for detail in refused.value.errors()] == [
+        (0, "regex"),
+        (0, "action"),
+        (1, "regex"),
+        (1, "modulus"),
+    ]
 
 
 def test_a_quotation_that_would_swallow_the_anchor_is_refused() -> None:
-    assert problem_of(action="keep", regex=r"\Qa").startswith("regex is not in RE2's syntax: missing )")
+    assert problem_of(action="keep", regex=r"\Qa").startswith("is not in RE2's syntax: missing )")
 
 
 @pytest.mark.parametrize("regex", [r"\C", r"\\\C", r"\Qa\E\C"])
 def test_single_bytes_which_only_re2_itself_knows_are_refused(regex: str) -> None:
-    assert problem_of(action="keep", regex=regex) == r"regex must not match single bytes (\C)"
+    assert problem_of(action="keep", regex=regex) == r"must not match single bytes (\C)"
 
 
 @pytest.mark.parametrize("regex", [r"\\C", r"\Q\C\E", "C"])
@@ -275,7 +286,7 @@ def test_a_letter_c_is_no_single_byte(regex: str) -> None:
 
 
 def test_group_names_that_only_re2_itself_knows_are_refused() -> None:
-    assert problem_of(action="keep", regex="(?P<é>a)").startswith("regex must name its groups with letters, digits")
+    assert problem_of(action="keep", regex="(?P<é>a)").startswith("must name its groups with letters, digits")
 
 
 def test_nothing_of_a_regex_is_written_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:

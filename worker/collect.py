@@ -45,12 +45,12 @@ from worker.ledger import (
     Ledger,
     outstanding_windows,
     record_answer,
-    room,
 )
 from worker.listing import Listing
 from worker.observe import Metrics, get_logger
 from worker.outstanding import Outstanding, Query, Runs, Worklist, next_round
 from worker.owners import Owners
+from worker.room import has_room
 from worker.times import instant
 from worker.tokens import note_refused
 
@@ -183,7 +183,7 @@ class Collector:
                     are_accounts_apart=self._api.quota.rate_limit_type is RateLimitType.ACCOUNT,
                 )
                 if queries:
-                    if not await self._has_room():
+                    if not await has_room(self._ledger, self._max_ledger_bytes, self.loop):
                         return False
                     self._cloudflare_answers = await self._ask_all(queries, stopping)
                 if not self._cloudflare_answers:
@@ -460,18 +460,6 @@ class Collector:
                 ahead_seconds=round(ahead_seconds),
             )
         return self._clock.now() - ahead_seconds
-
-    async def _has_room(self) -> bool:
-        """Whether the ledger is within its budget. Collection pauses when it is not: pending rows are never dropped."""
-        used = (await self._ledger.read(room)).used_bytes
-        if used < self._max_ledger_bytes:
-            return True
-        log.error(
-            "Collection pauses: the ledger has reached LEDGER_MAX_BYTES, and what waits for delivery is never dropped",
-            used_bytes=used,
-            max_bytes=self._max_ledger_bytes,
-        )
-        return False
 
 
 def _is_no_answer(answer: ScopeAnswer) -> bool:

@@ -31,10 +31,10 @@ from worker.ledger import (
     present_scopes,
     record_answer,
     record_denials,
-    room,
 )
 from worker.observe import Metrics, get_logger
 from worker.owners import recalled
+from worker.room import has_room
 
 LOOP = "facts"
 
@@ -127,7 +127,9 @@ class FactReader:
             # Short windows may be over before the pass is: they are read again in between, but do not prolong it.
             while not read.issuperset(due := self._due()):
                 read.update(due[:_READS_AT_ONCE])
-                if not await self._has_room() or not await self._read(due[:_READS_AT_ONCE], stopping):
+                if not await has_room(self._ledger, self._max_ledger_bytes, self.loop):
+                    break
+                if not await self._read(due[:_READS_AT_ONCE], stopping):
                     break
             else:
                 got_through = True
@@ -269,18 +271,6 @@ class FactReader:
                 error=failure.message,
                 **({"permission": subject.fact_set.permission} if subject.is_denied else {}),
             )
-
-    async def _has_room(self) -> bool:
-        """Whether the ledger is within its budget."""
-        used = (await self._ledger.read(room)).used_bytes
-        if used < self._max_ledger_bytes:
-            return True
-        log.error(
-            "Reading facts pauses: the ledger has reached LEDGER_MAX_BYTES",
-            used_bytes=used,
-            max_bytes=self._max_ledger_bytes,
-        )
-        return False
 
     def _now(self) -> float:
         """The time that is stamped: this machine's, or Cloudflare's where this machine's runs ahead."""

@@ -369,8 +369,8 @@ def test_the_reasons_of_missing_windows_are_those_of_holes_and_waiting() -> None
 
 def test_the_states_are_those_of_the_ledger() -> None:
     schema = (REPOSITORY / "worker" / "ledger" / "schema.sql").read_text()
-    (listed,) = re.findall(r"state IN \(([^)]*)\)\),\n    segment", schema)
-    assert [f"'{code(state)}'" for state, _ in table(METRICS, "`state`", "means")] == listed.split(", ")
+    (listed,) = re.findall(r"CHECK \(\s*(state = [^)]*?)\s*\),\n    segment", schema)
+    assert [code(state) for state, _ in table(METRICS, "`state`", "means")] == re.findall(r"state = '(\w+)'", listed)
 
 
 def test_the_outcomes_of_pushing_are_those_of_the_code() -> None:

@@ -10,6 +10,7 @@ import tempfile
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -78,17 +79,23 @@ class Folder:
         self.path = path
         self.spool_folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-", suffix=".partial"))
         """Where it is until then; what is not sorted yet may lie there, too."""
+        self._open: BinaryIO | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        if self._open is not None:
+            # What a full volume does not take any more is removed in any case.
+            with suppress(OSError):
+                self._open.close()
         # After `complete` it is not there any more.
         shutil.rmtree(self.spool_folder, ignore_errors=True)
 
     def open(self, name: str) -> BinaryIO:
-        """A new file to write into."""
-        return (self.spool_folder / name).open("xb")
+        """A new file to write into; the one before is complete."""
+        self._open = (self.spool_folder / name).open("xb")
+        return self._open
 
     def close(self, stream: BinaryIO) -> None:
         """It is complete; after this it is on disk."""

@@ -3,7 +3,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -98,11 +98,15 @@ def test_nothing_is_overwritten_and_what_fails_leaves_nothing(scene: Scene, monk
     assert result.exit_code == 2
     assert "nothing is overwritten" in result.stderr
 
-    def full(*_args: Any) -> None:
+    opened: list[BinaryIO] = []
+
+    def full(_folder: Folder, stream: BinaryIO) -> None:
+        opened.append(stream)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Folder, "close", full)
     result = scene.cfrw("export", "--from", "9d", "--output", str(scene.folder / "new"))
+    assert [stream.closed for stream in opened] == [True]
     assert result.exit_code == 2
     assert "No space left on device" in result.stderr
     assert scene.files() == before

@@ -17,7 +17,7 @@ import base64
 import functools
 import math
 import struct
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -35,6 +35,9 @@ REFUSING = frozenset({400, 409, 413, 422})
 
 # Waits are measured by the receiver between two events of one event loop; floating point is the only error.
 _CLOCK_ERROR_SECONDS = 0.001
+
+# What a limit holds back is sent in parts only where it did so more than once.
+_LIMITED_BEFORE_SPLIT = 2
 
 # Of what is wrong, so much is shown.
 _MOST_SHOWN = 5
@@ -219,6 +222,7 @@ def _retries(requests: Sequence[Request], expected: Expectation) -> Iterator[str
     """What is wrong between a request and the one before it that had one of its samples."""
     last: dict[Sample, Request] = {}
     searched: set[Sample] = set()  # those of requests that failed so often that their parts are sent alone
+    limited: Counter[frozenset[Sample]] = Counter()  # how often a limit held a request back
     controls = expected.controls
     for request in requests:
         if controls and all(sample in last and last[sample].accepted for sample in request.samples):
@@ -228,6 +232,8 @@ def _retries(requests: Sequence[Request], expected: Expectation) -> Iterator[str
         if request.attempt and not before and request.attempt > request.unread:
             yield f"request {request.number} says attempt {request.attempt} and is the first"
         for earlier in before:
+            if limited[frozenset(earlier.samples)] >= _LIMITED_BEFORE_SPLIT:
+                searched |= earlier.samples.keys()
             # Those that were cut off before they could be read are known by their number only.
             if earlier.attempt + 1 + request.unread - earlier.unread >= expected.attempts_before_split:
                 searched |= earlier.samples.keys()
@@ -241,6 +247,7 @@ def _retries(requests: Sequence[Request], expected: Expectation) -> Iterator[str
                 told = f"request {request.number}, attempt {request.attempt}, after {earlier.number}, attempt"
                 yield f"{told} {earlier.attempt}, which has {_outcome(earlier)}: {problem}"
         last |= dict.fromkeys(request.samples, request)
+        limited[frozenset(request.samples)] += request.status in {429, 529}
 
 
 def _wrong_repetition(request: Request, earlier: Request, expected: Expectation) -> str | None:

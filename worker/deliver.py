@@ -108,6 +108,9 @@ class Deliverer:
         self.accepting = asyncio.Event()
         """Set whenever it accepts one; cleared by whoever waits for the next."""
         self._queue = destination.queue
+        # What a limit holds back from a strict receiver, it would not take once later samples have gone past.
+        is_strict = destination.out_of_order_time_window_seconds == 0
+        self._may_be_the_request = {Fate.RETRY} if is_strict else {Fate.RETRY, Fate.RATE_LIMITED}
         self._sender = sender
         self._clock = clock
         self._health = health
@@ -146,9 +149,10 @@ class Deliverer:
         """Send until the receiver has accepted or refused, or until something else comes first.
 
         wanted:           whether what the request holds still waits; asked before every further attempt.
-        failures_allowed: answers and silences that may come from what is in the request (`Fate.RETRY`); after so many
-                          it is `Later`, for the caller to look for the cause. A run that ends looks for it only where
-                          the receiver takes other requests meanwhile.
+        failures_allowed: answers and silences that may come from what is in the request (`Fate.RETRY`, and
+                          `Fate.RATE_LIMITED` where other requests may go past it); after so many it is `Later`, for
+                          the caller to look for the cause. A run that ends looks for it only where the receiver takes
+                          other requests meanwhile.
         first_attempt:    above 0 for the same bytes again that were sent so often before.
         """
         attempt, failures = first_attempt, 0
@@ -159,11 +163,10 @@ class Deliverer:
             if not isinstance(verdict, Later):
                 return await self._tell(request, verdict)
             await self._note_failure(verdict.reason)
-            if verdict.fate is Fate.RETRY:
-                failures += 1
-                if self._falls_back_after(verdict):
-                    failures = 0
-                    continue
+            failures += verdict.fate in self._may_be_the_request
+            if verdict.fate is Fate.RETRY and self._falls_back_after(verdict):
+                failures = 0
+                continue
             if failures >= failures_allowed:
                 return verdict
             if self._gives_up(verdict, attempt):

@@ -10,6 +10,11 @@ outage looks like, and that of a part of the receiver fails some series and take
 for a status that can mean the sample, when the receiver has taken other rows before and after it failed, again and
 again over a time that such an outage does not last (`blame_after_seconds`).
 
+A 429 is what a rate limit says to any request, and a limit of another kind, on the number of series say, to those with
+a series too many. More requests make the first worse. So what gets one is not halved but left in doubt, whatever its
+size, and tried again now and then, each time followed by a sample that the receiver took before: only where that is
+taken directly after this was not, and so often that chance would not do it, is it halved, and a sample blamed.
+
 One short cut, for a strict receiver, whose queue waits for the search: where all of a window is refused that is older
 than an hour, and sixteen samples of it, chosen by chance, are refused each alone, the rest is taken to be too old like
 them. It takes nothing that is an hour older than its newest sample, whatever the series; asked about each sample of a
@@ -20,13 +25,13 @@ Pure but for what it is given to send with. Knows nothing of the ledger; what it
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from worker.buckets import Batch
 from worker.clock import Clock
 from worker.deliver import Interrupted, Request
-from worker.remote_write import Accepted, Later, Refused, alone, halves, spread
+from worker.remote_write import Accepted, Fate, Later, Refused, alone, halves, spread
 
 # Prometheus, Mimir, Cortex and Thanos take a new series' sample that is up to an hour older than the newest one they
 # have (half of the two hours of a block); windows within it are never taken to be refused for their age.
@@ -55,8 +60,8 @@ _FIRST_REST_SECONDS = 15.0
 _ROUNDS = 12
 
 # "Bad gateway", "service unavailable" and "gateway timeout" speak of the receiver and never of a sample (RFC 9110,
-# 15.6), and neither does a silence.
-_NEVER_THE_SAMPLE = frozenset({502, 503, 504})
+# 15.6), and neither do 529, which is said to a tenant or to all, and a silence.
+_NEVER_THE_SAMPLE = frozenset({502, 503, 504, 529})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ Decision = Taken | Declined
 
 @dataclass(frozen=True, slots=True)
 class _Doubt:
-    """A single sample that failed, and may or may not be to blame.
+    """A single sample that failed, and may or may not be to blame; where a limit is to blame, any number of samples.
 
     since:             when it failed first, on the monotonic clock.
     accepted_requests: how many the receiver had accepted when it failed last.
@@ -96,6 +101,11 @@ class _Doubt:
     since: float
     accepted_requests: int
     failures: int = 0
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it is too many requests or samples that the receiver complains of."""
+        return self.failure.fate is Fate.RATE_LIMITED
 
 
 class Isolation:
@@ -149,6 +159,8 @@ class Isolation:
         # Of requests with nothing in them to blame, as they were accepted before or afterwards:
         self._passed = 0  # so many were accepted
         self._shed = 0  # so many failed
+        self._limits_all = False  # whether the control met a limit in this round
+        self._limit_is_proven = False  # a limit holds back what is in a part, and not whatever comes
         self.interrupted: Interrupted | None = None
         """Why the search ended before everything was decided."""
         self.largest_taken_bytes = 0
@@ -196,9 +208,9 @@ class Isolation:
         match verdict:
             case Refused() if request.sample_count == 1 or not verdict.is_about_content:
                 yield self._declined(batch, verdict)
-            case Later() if request.sample_count == 1:
-                single = self._request(alone(batch))
-                self._doubtful.append(_Doubt(single, verdict, self._clock.monotonic(), self._accepted_requests()))
+            case Later() if request.sample_count == 1 or verdict.fate is Fate.RATE_LIMITED:
+                doubted = self._request(alone(batch) if request.sample_count == 1 else batch)
+                self._doubtful.append(_Doubt(doubted, verdict, self._clock.monotonic(), self._accepted_requests()))
             case Refused() if self._may_be_too_old(batch):
                 async for decision in self._try_some(batch, verdict):
                     yield decision
@@ -306,7 +318,9 @@ class Isolation:
     async def _blame(self) -> AsyncIterator[Decision]:
         """One round over what fails alone: try each between rows that the receiver takes, then rest."""
         self._rounds += 1
-        is_working = False
+        limited = [doubt for doubt in self._doubtful if doubt.is_limited]
+        self._doubtful = [doubt for doubt in self._doubtful if not doubt.is_limited]
+        is_working = bool(limited)  # as far as it concerns the rest, in which a limit recovers
         for index in range(len(self._doubtful)):
             if self.interrupted is not None:
                 return
@@ -325,17 +339,97 @@ class Isolation:
             is_working = is_working or works or proven
             if not (works or proven) and self._failures_in_a_row and await self._pause(self._failures_in_a_row):
                 self.interrupted = Interrupted.STOPPING
+        async for decision in self._try_limited(limited):
+            yield decision
         if self._doubtful and is_working and self.interrupted is None:
-            seconds = min(_FIRST_REST_SECONDS * 2.0 ** min(self._rounds - 1, 32), self._blame_after_seconds / _ROUNDS)
+            seconds = min(_FIRST_REST_SECONDS * 2.0 ** min(self._rounds, 32) / 2, self._blame_after_seconds / _ROUNDS)
             if await self._rest(seconds):
                 self.interrupted = Interrupted.STOPPING
+
+    async def _try_limited(self, limited: list[_Doubt]) -> AsyncIterator[Decision]:
+        """Try each part that a limit holds back; where the receiver takes nothing else either, no further."""
+        self._limits_all = False
+        for doubt in limited:
+            if self.interrupted is not None:
+                return
+            if self._limits_all:
+                self._doubtful.append(doubt)
+                continue
+            works = self._accepted_requests() > doubt.accepted_requests
+            if works or self._has_control() or doubt.request.sample_count == 1:
+                decisions = self._try_again_limited(doubt, doubt.request, None, works=works)
+            else:
+                # One sample of it finds out whether anything is taken, and is little to a limit on samples.
+                decisions = self._try_again_limited(doubt, *self._one_of(doubt.request), works=works)
+            async for decision in decisions:
+                yield decision
+
+    async def _try_again_limited(
+        self, doubt: _Doubt, part: Request, rest: Request | None, *, works: bool
+    ) -> AsyncIterator[Decision]:
+        """Try a part of what a limit holds back, and then what the receiver takes; `rest` is what is left of it.
+
+        Then and not before: a control that is taken would use up what a limit on requests leaves to the part.
+        """
+        answer = await self._send(part, 1)
+        if isinstance(answer, Later) and doubt.failures % 2:
+            # Twice every other time, or a receiver that limits every other request would always take the control.
+            answer = await self._send(part, 1)
+        part.forget_bodies()
+        match answer:
+            case Interrupted():
+                self.interrupted = answer
+            case Accepted():
+                self._failures_in_a_row = 0
+                self._shed += 0 if rest is not None else 1 + doubt.failures
+                self._passed += 1
+                yield self._taken(part)
+            case Refused():
+                self._failures_in_a_row = 0
+                async for decision in self._suspect(part, answer):
+                    yield decision
+            case Later():
+                rest = None
+                proven = await self._takes_control() if self._has_control() else works
+                self._limits_all = not proven
+                async for decision in self._judge_limited(doubt, answer, proven=proven):
+                    yield decision
+            case _:
+                assert_never(answer)
+        if rest is not None:
+            self._doubtful.append(replace(doubt, request=rest))
+
+    def _one_of(self, request: Request) -> tuple[Request, Request]:
+        """One sample of a request, in each round another one, and the rest of it."""
+        (single,), rest = spread(request.batch, 1, self._rounds)
+        return self._request(single), self._request(rest)
+
+    async def _judge_limited(self, doubt: _Doubt, failure: Later, *, proven: bool) -> AsyncIterator[Decision]:
+        """Halve what a limit holds back, or blame it, where that is proven; else it is tried again."""
+        batch = doubt.request.batch
+        is_single = batch.sample_count == 1
+        failures = doubt.failures + proven if failure.status == doubt.failure.status or not is_single else 0
+        failure = failure if is_single else doubt.failure
+        again = _Doubt(doubt.request, failure, doubt.since, self._accepted_requests(), failures)
+        if is_single and self._is_to_blame(again):
+            yield self._declined(batch, failure)
+        elif is_single or failures < self._failures_to_halve():
+            self._doubtful.append(again)
+        else:
+            self._halve(batch, refused=False)
+            self._limit_is_proven = True
+            self._rounds = 0
+
+    def _failures_to_halve(self) -> int:
+        """As to blame a sample; fewer, once a part was halved and nothing looked like chance before or since."""
+        return _LEAST_FAILURES // 2 if self._limit_is_proven and not self._shed else self._failures_to_blame()
 
     def _is_to_blame(self, doubt: _Doubt) -> bool:
         """Whether a sample has failed so long, so often and with such a status that it must be the sample."""
         status = doubt.failure.status
         return (
             status is not None
-            and status >= 500
+            and (status >= 500 or doubt.is_limited)
             and status not in _NEVER_THE_SAMPLE
             and doubt.failures >= self._failures_to_blame()
             and self._clock.monotonic() - doubt.since >= self._blame_after_seconds

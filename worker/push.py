@@ -31,7 +31,7 @@ from worker.ledger import Lane, Ledger, Refusal
 from worker.observe import Metrics, get_logger
 from worker.rate import Allowance
 from worker.record import Record
-from worker.remote_write import Accepted, Later, Refused, newest
+from worker.remote_write import Accepted, Fate, Later, Refused, newest
 from worker.search import Search
 from worker.series import MetricMetadata
 from worker.size import RequestSize
@@ -49,6 +49,10 @@ _LANES = 4
 # the bytes that were sent: 20,000 samples are 0.24 MB, and with a series for each of them 1.7 MB, so that 32 of them
 # are 8 MB a lane for a few hundred zones, and 53 MB at most. A search keeps what it has not decided on.
 _MOST_SET_ASIDE = 32
+
+# How often a limit must have held a request back before it is asked, though nothing else is taken, whether it is one on
+# what is in it: the waits between them are a minute in the end, so half an hour.
+_ATTEMPTS_WITHOUT_A_SIGN = 30
 
 log = get_logger()
 
@@ -97,6 +101,10 @@ class _LaneState:
         return len(self.searches) + len(self.held) >= _MOST_SET_ASIDE or any(
             search.may_be_about_size for search in self.searches.values()
         )
+
+    def has_limit(self) -> bool:
+        """Whether a limit is known to hold some requests back, and it is asked why."""
+        return any(search.is_about_limit for search in self.searches.values())
 
     def set_aside(self) -> set[int]:
         """Buckets that must not be read."""
@@ -288,6 +296,13 @@ class Pusher:
         """Whether the receiver works as far as the lane can tell: it took something since a request failed for long."""
         return self.deliverer.accepted_requests > state.accepted_then
 
+    def _may_be_alone(self, state: _LaneState, request: Request, *, works: bool) -> bool:
+        """Whether a limit may be one on what is in a request: others are taken, or one is to find out whether any is.
+
+        works: whether others were taken since it met the limit before.
+        """
+        return works or (not state.searches and request.attempts >= _ATTEMPTS_WITHOUT_A_SIGN)
+
     async def _carry_out(
         self,
         state: _LaneState,
@@ -298,15 +313,17 @@ class Pusher:
         stopping: asyncio.Event,
     ) -> Interrupted | None:
         """Send a request, and do with it what its answer asks for."""
-        works = self._strict or self._works(state)
+        works, failed_before = self._strict or self._works(state), request.attempts > 0
+        enough = self._queue.split_after_failures
         answer = await self._send(
             state,
             request,
             stopping=stopping,
             wanted=partial(self._record.are_pending, request.bucket_ids),
             # Where nothing shows that the receiver works, it is a knock at the door, and once is enough. What was held
-            # has failed before, and nothing waits through its long pauses again.
-            failures_allowed=max(1, self._queue.split_after_failures - request.attempts) if works else 1,
+            # has failed before, and nothing waits through its long pauses again; nor through those of one request after
+            # the other where a limit holds some back.
+            failures_allowed=max(1, enough - request.attempts) if works and not state.has_limit() else 1,
             first_attempt=request.attempts,
         )
         match answer:
@@ -319,8 +336,10 @@ class Pusher:
                 await self._record.settle(tally, Taken(request.batch))
             case Refused(status=status, text=text) if not answer.is_about_content:
                 self._record.tell(await self._record.settle(tally, Declined(request.batch, status, text)))
-            case Later() if not works:
-                return await self._hold(state, request, tally, stopping)
+            case Later(fate=Fate.RATE_LIMITED) if not self._may_be_alone(state, request, works=works and failed_before):
+                return await self._hold(state, request, tally, stopping, works=works)
+            case Later(fate=Fate.RETRY) if not works or request.attempts < enough:
+                return await self._hold(state, request, tally, stopping, works=works)
             case Refused() | Later():
                 return await self._isolate(state, tally, request, answer, group=group, stopping=stopping)
             case Interrupted():
@@ -330,7 +349,7 @@ class Pusher:
         return None
 
     async def _hold(
-        self, state: _LaneState, request: Request, tally: Tally, stopping: asyncio.Event
+        self, state: _LaneState, request: Request, tally: Tally, stopping: asyncio.Event, *, works: bool
     ) -> Interrupted | None:
         """Keep a request that failed like one before it: it may be as bad as that, or an outage, or passing.
 
@@ -345,7 +364,8 @@ class Pusher:
             due = self._clock.monotonic() + self.deliverer.pause_seconds(request.attempts - 1)
             state.held.append(_Held(request, tally, due))
         if self._attempts_allowed is None:
-            pause_seconds = self.deliverer.pause_seconds(self._queue.split_after_failures - 1 + state.failed_in_row)
+            before = 0 if works else self._queue.split_after_failures
+            pause_seconds = self.deliverer.pause_seconds(before - 1 + state.failed_in_row)
             self.deliverer.accepting.clear()
             await wait_for_any(self._clock, pause_seconds, stopping, self.deliverer.accepting)
         elif not has_room or request.attempts >= self._attempts_allowed:
@@ -400,6 +420,8 @@ class Pusher:
             self._log.warning(what, status=verdict.status, answer=verdict.text, samples=request.sample_count)
         else:
             what = "A request failed again and again; its samples are tried in smaller parts"
+            if verdict.fate is Fate.RATE_LIMITED:
+                what = "A limit holds a request back; it is tried again now and then, in parts once others go through"
             self._log.warning(what, reason=verdict.reason, samples=request.sample_count)
             state.accepted_then = self.deliverer.accepted_requests
         self._metrics.push_splits_total.labels(self.name).inc()

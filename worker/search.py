@@ -15,7 +15,7 @@ from worker.config import QueueSettings
 from worker.deliver import Deliverer, Interrupted, Request
 from worker.isolate import Decision, Isolation
 from worker.rate import Allowance
-from worker.remote_write import Accepted, Later, Refused
+from worker.remote_write import Accepted, Fate, Later, Refused
 
 # A strict receiver's queue waits for the search, and takes nothing that is an hour old: ten minutes leave the windows
 # behind it fifty.
@@ -104,6 +104,11 @@ class Search:
     def may_be_about_size(self) -> bool:
         """Whether the request may have been refused as a whole for its size: no sample is known to be refused yet."""
         return isinstance(self.verdict, Refused) and not self.declined_samples
+
+    @property
+    def is_about_limit(self) -> bool:
+        """Whether a limit held the request back."""
+        return isinstance(self.verdict, Later) and self.verdict.fate is Fate.RATE_LIMITED
 
     @property
     def found_too_old(self) -> bool:

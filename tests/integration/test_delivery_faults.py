@@ -604,6 +604,26 @@ async def test_a_series_that_is_poison_with_a_500_holds_up_nobody(start: Start, 
 
 
 @BOTH
+async def test_a_limit_on_a_series_holds_up_nobody_and_costs_that_series_alone(start: Start, keeping: Keeping) -> None:
+    async with start(zones=[1, 2, 3], hours=8, samples=16, blame_after_seconds=300, **UNHURRIED) as run:
+        over = min(run.truth)[0]
+        culprits = frozenset(sample for sample in run.truth if sample[0] == over)
+        run.receiver.storage = Storage(keeping, bad(culprits, 429, "per-user series limit of 47 exceeded"))
+        await run.drain()
+        await run.judge(Expectation(bad=culprits, controls=200))
+
+
+async def test_a_limit_on_the_number_of_requests_costs_nothing_and_is_not_met_with_more_of_them(start: Start) -> None:
+    chance = random.Random(1)
+    limited = Behaviour("is over its limit", Act(said(429, Retry_After="20")), 300, lambda _: chance.random() < 0.8)
+    async with start(limited, zones=[1, 2], hours=60, max_samples_per_send=16) as run:
+        await run.drain()
+        await run.judge(Expectation(controls=100))
+        # 30 requests, of which one in five is taken; and what finds out whether it is the limit.
+        assert len(run.receiver.requests) < 2 * 30 * 5 + 100
+
+
+@BOTH
 async def test_a_window_with_a_few_good_samples_among_bad_ones_loses_only_the_bad_ones(
     start: Start, keeping: Keeping
 ) -> None:

@@ -101,13 +101,18 @@ class Scene:
         message: Message | None = V1,
         attempts: int | None = None,
         sender: Receiver | None = None,
+        window_seconds: int = 0,
         **queue: Any,
     ) -> Deliverer:
         self.health.expect(f"push:{name}", allowance_seconds=500, liveness_seconds=500)
         self.health.completed(f"push:{name}")
         self.deliverer = Deliverer(
             DestinationSettings(
-                name=name, url="http://127.0.0.1:9/", protobuf_message=message, queue=QueueSettings(**queue)
+                name=name,
+                url="http://127.0.0.1:9/",
+                out_of_order_time_window_seconds=window_seconds,
+                protobuf_message=message,
+                queue=QueueSettings(**queue),
             ),
             sender=sender or self.receiver,
             clock=self.clock,
@@ -175,10 +180,14 @@ async def test_what_fails_often_enough_by_something_that_may_be_in_it_is_handed_
     assert len(scene.receiver.sent) == allowed
 
 
-async def test_what_is_about_the_number_of_requests_does_not_count_as_a_failure_of_what_is_in_them() -> None:
+async def test_a_limit_counts_as_a_failure_except_where_nothing_may_go_past_it() -> None:
     scene = Scene(*[DOWN] * 4, *[BUSY] * 30, DOWN)
     assert await scene.send() == DOWN
     assert len(scene.receiver.sent) == 35
+    scene = Scene(*[DOWN] * 4, BUSY)
+    scene.another(window_seconds=3600)
+    assert await scene.send() == BUSY
+    assert len(scene.receiver.sent) == 5
 
 
 @given(

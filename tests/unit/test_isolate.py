@@ -31,6 +31,16 @@ Sample = tuple[int, int]
 ACCEPTED = Accepted(204)
 
 
+BUSY = Later("HTTP 429: busy", Fate.RATE_LIMITED, 429)
+
+
+def as_verdict(status: int, text: str) -> Refused | Later:
+    """What the status means, as `worker.remote_write.judge` has it."""
+    if status in {429, 529}:
+        return Later(text, Fate.RATE_LIMITED, status)
+    return Refused(status, text) if status < 500 else Later(text, Fate.RETRY, status)
+
+
 def samples_of(part: Batch) -> list[Sample]:
     return [(stored.timestamp_ms, number) for stored in part.buckets for number in array("I", stored.series_ids)]
 
@@ -51,6 +61,7 @@ class Receiver:
     most_samples: in one request; more is answered with 413.
     down:         how many of the next requests fail, whatever is in them.
     sheds:        whether the next one does.
+    limits:       whether a request of so many samples is one too many now: a 429, whatever is in it.
     """
 
     is_bad: Callable[[Sample], bool]
@@ -59,6 +70,7 @@ class Receiver:
     most_samples: int = 10**9
     down: int = 0
     sheds: Callable[[], bool] = lambda: False
+    limits: Callable[[int], bool] = lambda _samples: False
     stored: Counter[Sample] = field(default_factory=Counter)
     requests: int = 0
     accepted: int = 0
@@ -75,6 +87,8 @@ class Receiver:
             self.down = max(0, self.down - 1)
             return Later("HTTP 500: down", Fate.RETRY, 500)
         sent = samples_of(request.batch)
+        if self.limits(len(sent)):
+            return BUSY
         if len(sent) > self.most_samples:
             return Refused(413, "too large")
         bad = [sample for sample in sent if self.is_bad(sample)]
@@ -84,7 +98,7 @@ class Receiver:
             self.accepted += 1
             return ACCEPTED
         text = f"sample {bad[0]} is bad"
-        return Refused(self.status, text) if self.status < 500 else Later(text, Fate.RETRY, self.status)
+        return as_verdict(self.status, text)
 
 
 @dataclass
@@ -100,6 +114,7 @@ class Search:
     most_pauses: int = 10_000
     taken_before: Batch | None = None
     taken: Counter[Sample] = field(default_factory=Counter)
+    parts: int = 0  # in which they were
     declined: dict[Sample, tuple[int | None, str]] = field(default_factory=dict)
     isolation: Isolation | None = None
 
@@ -120,6 +135,7 @@ class Search:
         async for decision in decisions:
             match decision:
                 case Taken(batch=part):
+                    self.parts += 1
                     self.taken.update(samples_of(part))
                 case Declined(batch=part, status=status, text=text):
                     for sample in samples_of(part):
@@ -148,8 +164,7 @@ async def isolated(
 ) -> Search:
     """Search in a batch that the receiver has just refused as a whole, or has failed to take often enough."""
     model = Receiver(bad if callable(bad) else frozenset(bad).__contains__, **receiver)
-    whole = Refused(model.status, "whole") if model.status < 500 else Later("whole", Fate.RETRY, model.status)
-    return await Search(model, strict).run(searched, whole)
+    return await Search(model, strict).run(searched, as_verdict(model.status, "whole"))
 
 
 def bound(samples: int, bad: int) -> int:
@@ -158,11 +173,17 @@ def bound(samples: int, bad: int) -> int:
 
 
 def assert_all_is_decided(search: Search, searched: Batch, bad: Iterable[Sample]) -> None:
+    assert_is_decided(search, searched, bad)
+    assert set(search.receiver.stored) == set(samples_of(searched)) - set(bad)
+
+
+def assert_is_decided(search: Search, searched: Batch, bad: Iterable[Sample]) -> None:
+    """The same where something else was stored as well, to see whether the receiver works."""
     everything, wrong = set(samples_of(searched)), set(bad)
     assert set(search.declined) == wrong
     assert set(search.taken) == everything - wrong
     assert max(search.taken.values(), default=1) == 1
-    assert set(search.receiver.stored) == everything - wrong
+    assert set(search.receiver.stored) >= everything - wrong
     assert search.isolation is not None
     assert search.isolation.interrupted is None
 
@@ -321,6 +342,127 @@ async def test_a_receiver_that_fails_every_other_time_loses_nothing(*, samples: 
     await search.run(searched, Later("HTTP 500: busy", Fate.RETRY, 500))
     assert not search.declined
     assert set(search.taken) == set(samples_of(searched))
+
+
+# ------------------------------------------------------------------------------------------ what a limit holds back
+
+
+CONTROL = windows(1, 1, newest_ms=NOW_MS - 1)
+
+
+def limited_search(receiver: Receiver, *, control: bool = True, seconds: float = 3600.0) -> Search:
+    """A search at a receiver that takes other requests all the time, if it takes any."""
+    search = Search(receiver, blame_after_seconds=seconds, taken_before=CONTROL if control else None)
+
+    async def rest(seconds: float) -> bool:
+        receiver.elsewhere += not receiver.limits(1)
+        return await Search.rest(search, seconds)
+
+    search.rest = rest  # type: ignore[method-assign]
+    search.pause = lambda _failures: rest(1.0)  # type: ignore[assignment,method-assign]
+    return search
+
+
+@pytest.mark.parametrize("control", [True, False], ids=["a control", "no control"])
+async def test_a_sample_over_a_limit_that_lasts_costs_itself_after_the_time_and_few_requests(*, control: bool) -> None:
+    searched = windows(10, 100)
+    bad = samples_of(searched)[531]
+    receiver = Receiver({bad}.__contains__, 429)
+    search = await limited_search(receiver, control=control).run(searched, BUSY)
+    assert_is_decided(search, searched, [bad])
+    assert search.declined[bad] == (429, f"sample {bad} is bad")
+    assert search.clock.now() - NOW > 3600
+    # Ten halvings, for each four failures, every other one of them twice, with a control behind; then an hour alone.
+    assert receiver.requests < 10 * (2 + 6 + 4 + 1) + 2.5 * 20
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.9])
+@pytest.mark.parametrize("samples", [100, 1])
+async def test_a_limit_that_passes_loses_nothing_and_hardly_ever_leads_to_more_requests(
+    share: float, samples: int
+) -> None:
+    chance = random.Random(5)
+    for _ in range(50):
+        receiver = Receiver(lambda _sample: False, limits=lambda _samples: chance.random() < share)
+        searched = windows(1, samples)
+        search = await limited_search(receiver).run(searched, BUSY)
+        assert_is_decided(search, searched, [])
+        assert search.parts == 1
+
+
+@pytest.mark.parametrize("free_every_seconds", [5.0, 20.0, 200.0])
+async def test_a_limit_on_the_number_of_requests_is_not_taken_for_one_on_what_is_in_them(
+    free_every_seconds: float,
+) -> None:
+    searched = windows(1, 50)
+    receiver = Receiver(lambda _sample: False)
+    search = limited_search(receiver)
+    free_at = NOW + 1000.0
+
+    def limits(_samples: int) -> bool:
+        nonlocal free_at
+        if search.clock.now() < free_at:
+            return True
+        free_at = search.clock.now() + free_every_seconds
+        return False
+
+    receiver.limits = limits
+    await search.run(searched, BUSY)
+    assert_is_decided(search, searched, [])
+    assert search.parts == 1
+    assert receiver.requests < 60
+
+
+@pytest.mark.parametrize("first_is_limited", [False, True])
+@pytest.mark.parametrize("samples", [1, 3])
+async def test_a_receiver_that_limits_every_other_request_loses_nothing(
+    *, samples: int, first_is_limited: bool
+) -> None:
+    limited = itertools.cycle([first_is_limited, not first_is_limited])
+    receiver = Receiver(lambda _sample: False, limits=lambda _samples: next(limited))
+    search = Search(receiver, taken_before=CONTROL)
+    searched = windows(1, samples)
+    await search.run(searched, BUSY)
+    assert_is_decided(search, searched, [])
+    assert receiver.requests <= 4
+
+
+async def test_a_limit_on_everything_is_met_with_two_requests_at_a_time_and_no_smaller_ones() -> None:
+    searched = windows(10, 100)
+    receiver = Receiver(lambda _sample: False, limits=lambda _samples: True)
+    search = limited_search(receiver)
+    receiver.interrupt_at = 200
+    await search.run(searched, BUSY)
+    assert not search.taken
+    assert not search.declined
+    assert search.clock.now() - NOW > 100 * 250
+
+
+async def test_a_limit_on_the_samples_of_a_request_is_met_with_smaller_ones_at_no_loss() -> None:
+    searched = windows(10, 100)
+    receiver = Receiver(lambda _sample: False, limits=lambda samples: samples > 130)
+    search = await limited_search(receiver).run(searched, BUSY)
+    assert_is_decided(search, searched, [])
+    assert search.parts == 10
+    assert receiver.requests < 9 * (1 + 6 + 4) + 10
+
+
+async def test_a_529_is_never_blamed_on_a_sample() -> None:
+    searched = windows(2, 2)
+    bad = samples_of(searched)[1]
+    receiver = Receiver({bad}.__contains__, 529, interrupt_at=500)
+    search = await limited_search(receiver, seconds=0.0).run(searched, as_verdict(529, "whole"))
+    assert set(search.taken) == set(samples_of(searched)) - {bad}
+    assert not search.declined
+
+
+async def test_a_part_that_a_limit_holds_back_while_another_is_refused_is_tried_again_as_a_whole() -> None:
+    searched = windows(1, 64)
+    refused = samples_of(searched)[3]
+    busy = iter([True, False])
+    receiver = Receiver({refused}.__contains__, limits=lambda samples: samples == 32 and next(busy, False))
+    search = await limited_search(receiver).run(searched, Refused(400, "whole"))
+    assert_is_decided(search, searched, [refused])
 
 
 @pytest.mark.parametrize("age_ms", [0, 7_200_000])

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from tests.unit.ledger.fleet import HOUR, NOW
 from tests.unit.pushing import (
     ACCEPTED,
+    BUSY,
     DOWN,
     HOUR_NOW,
     OUT_OF_BOUNDS,
@@ -21,6 +22,7 @@ from tests.unit.pushing import (
     Sample,
     Scene,
     Sent,
+    about,
     manual,
     never_takes,
     samples_of,
@@ -125,6 +127,79 @@ async def test_an_outage_refuses_nothing_however_long_it_lasts(scene: Scene) -> 
     await scene.pusher(max_samples_per_send=30).drain(scene.stopping)
     await assert_all_but([], samples_of(ZONES, range(10)), scene)
     assert len(scene.receiver.sent) < 4 * 6 * 60 + 500, "in each lane one request a minute, and little more afterwards"
+
+
+# ------------------------------------------------------------------------------------------ what a limit holds back
+
+
+async def test_a_limit_on_everything_is_met_with_a_request_a_minute_in_each_lane_and_hardly_any_search(
+    scene: Scene,
+) -> None:
+    await scene.captured(ZONES, range(10))
+    scene.receiver.answer = lambda _sent: BUSY if scene.clock.now() < NOW + 6 * HOUR else ACCEPTED
+    await scene.pusher(max_samples_per_send=30).drain(scene.stopping)
+    await assert_all_but([], samples_of(ZONES, range(10)), scene)
+    during = [sent for sent in scene.receiver.sent if sent.at < NOW + 6 * HOUR]
+    # In each lane besides, a sample every five minutes is to find out whether it is a limit on something else.
+    assert len(during) < 4 * (6 * 60 + 6 * 12 + 10)
+    assert scene.value("cfrw_push_splits_total") <= 4
+    assert sum(len(sent.samples) for sent in during) < 30 * 4 * (6 * 60 + 10)
+    afterwards = [len(sent.samples) for sent in scene.receiver.sent if sent not in during]
+    assert set(afterwards) <= {1, 29, 30}, "nothing was cut"
+
+
+async def test_a_limit_on_a_series_holds_up_nothing_but_its_samples_which_are_recorded_in_the_end(scene: Scene) -> None:
+    await scene.captured([1, 5], range(10, 20))  # in one lane
+    over = {sample for sample in samples_of([1], range(10, 20)) if sample[2] == "C1"}
+    scene.receiver.answer = never_takes(over, BUSY)
+    draining = asyncio.create_task(scene.pusher(max_samples_per_send=3).drain(scene.stopping))
+    await sees(lambda: scene.receiver.accepted.keys() >= samples_of([5], range(10, 20)), draining)
+    assert scene.clock.now() < NOW + HOUR / 2, "they did not wait for it"
+    assert not await scene.refused()
+    await draining
+    await assert_all_but(over, samples_of([1, 5], range(10, 20)), scene)
+    assert {status for status, _ in (await scene.refused()).values()} == {429}
+
+
+async def test_a_limit_on_a_series_of_every_window_is_found_out_though_nothing_is_taken_at_first(scene: Scene) -> None:
+    await scene.captured([1], range(10, 30), samples=20)
+    over = {sample for sample in samples_of([1], range(10, 30), 20) if sample[2] == "C7"}
+    scene.receiver.answer = never_takes(over, BUSY)
+    await scene.pusher().drain(scene.stopping)
+    await assert_all_but(over, samples_of([1], range(10, 30), 20), scene)
+
+
+async def test_a_limit_that_is_lifted_before_a_sample_is_blamed_costs_nothing(scene: Scene) -> None:
+    await scene.captured([1], range(10, 20))
+    over = {(1, 13, "C1"), (1, 17, "C0")}
+    scene.receiver.answer = lambda sent: (
+        never_takes(over, BUSY)(sent) if scene.clock.now() < NOW + 0.9 * HOUR else ACCEPTED
+    )
+    await scene.pusher(max_samples_per_send=6).drain(scene.stopping)
+    await assert_all_but([], samples_of([1], range(10, 20)), scene)
+    alone = [sent for sent in scene.receiver.sent if set(sent.samples) <= over]
+    assert alone, "it had been found"
+
+
+async def test_a_strict_receiver_s_queue_waits_for_a_limit(strict: Scene) -> None:
+    await strict.captured([1, 2], range(10))
+    strict.receiver.answer = lambda sent: (
+        about([(1, 3)], BUSY)(sent) if strict.clock.now() < NOW + 5 * HOUR else ACCEPTED
+    )
+    await strict.pusher(window_seconds=0).drain(strict.stopping)
+    await assert_all_but([], samples_of([1, 2], range(10)), strict)
+    assert set(strict.receiver.accepted.values()) == {1}
+    assert strict.receiver.windows()[-1] == (2, 9)
+    assert len({sent.body for sent in strict.receiver.sent}) == 10
+
+
+async def test_a_run_that_ends_leaves_what_a_limit_holds_back_and_delivers_the_rest(scene: Scene) -> None:
+    await scene.captured([1, 5], range(10, 14))
+    scene.receiver.answer = about([(1, 10)], BUSY)
+    await scene.pusher(attempts=9, max_samples_per_send=3).drain(scene.stopping)
+    states = await scene.states()
+    assert states.pop((1, 10)) == "pending"
+    assert set(states.values()) == {"acknowledged"}
 
 
 async def test_poison_does_not_hold_up_the_windows_that_come_in(scene: Scene) -> None:

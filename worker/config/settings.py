@@ -258,7 +258,7 @@ class QueueSettings(Section):
     blame_after_seconds: Annotated[
         float, duration(0, 10 * _YEAR_HOURS * 3600), Field(validation_alias="blame_after")
     ] = 3600.0
-    """How long a sample must fail alone with a 500, while others are taken, until it is recorded as refused.
+    """How long a sample must fail alone with a 500 or a 429, while others are taken, until it is recorded as refused.
 
     An hour: longer than a part of a receiver (one ingester of many) is usually away, whose series fail alike meanwhile.
     """

@@ -8,7 +8,7 @@ from a connection nor remembers anything.
     400, 409, 413, 422      Refused                something in these bytes will never be taken: they are split
     415 to a 2.0 request    Later, OLDER_MESSAGE   the same rows go out as 1.0
     408, 425, 5xx           Later, RETRY           the receiver is busy or broken
-    429, 529                Later, RATE_LIMITED    the receiver wants fewer requests, whatever is in them
+    429, 529                Later, RATE_LIMITED    the receiver wants fewer requests, or has a limit on what is in them
     anything else           Later, PARK            the destination is set up wrongly, which is not the rows' fault: they
                                                    wait until somebody has corrected it
 
@@ -78,7 +78,7 @@ class Fate(Enum):
     """The same bytes again, after a pause; after many failures in parts, as something in it may be the cause."""
 
     RATE_LIMITED = auto()
-    """The same bytes again, after a pause."""
+    """The same bytes again, after a pause; in parts only for far better reasons, as more requests may be too many."""
 
     PARK = auto()
     """Nothing else goes to the destination until a probe gets another answer."""

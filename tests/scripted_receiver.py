@@ -225,12 +225,13 @@ def every(_request: Request) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """A fault: an act, how often it happens, and to which requests."""
+    """A fault: an act, how often it happens, and to which requests: where only a head is read, by the body's length."""
 
     name: str
     act: Act
     times: int = 2
     to: Callable[[Request], bool] = every
+    above_bytes: int = 0
 
 
 def http(
@@ -281,8 +282,11 @@ class ScriptedReceiver:
         self._news = asyncio.Event()
 
     @contextlib.asynccontextmanager
-    async def listening(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-        """Take connections until the block ends; then cut those that are open. Gives the URL to push to."""
+    async def listening(self, tls: ssl.SSLContext | None = None, *, narrow: bool = False) -> AsyncIterator[str]:
+        """Take connections until the block ends; then cut those that are open. Gives the URL to push to.
+
+        narrow: the system takes no more of a request than a few thousand bytes until they are read.
+        """
         handlers: set[asyncio.Task[None]] = set()
 
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -298,7 +302,9 @@ class ScriptedReceiver:
                 handlers.discard(task)
                 writer.close()
 
-        server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
+        server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls, limit=4096 if narrow else 2**16)
+        if narrow:
+            server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         port = server.sockets[0].getsockname()[1]
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}/api/v1/write"
         try:
@@ -333,10 +339,10 @@ class ScriptedReceiver:
             headers = tuple(
                 (name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in head[1:-2])
             )
-            if (behaviour := self._due(Reads.HEAD)) is not None:
+            length = next((int(value) for name, value in headers if name == "content-length"), 0)
+            if (behaviour := self._due(Reads.HEAD, length=length)) is not None:
                 await self._cut_off(behaviour, reader, writer)
                 return
-            length = next((int(value) for name, value in headers if name == "content-length"), 0)
             request = self._received(head[0], headers, await reader.readexactly(length))
             try:
                 if not await self._answer(request, reader, writer):
@@ -383,7 +389,7 @@ class ScriptedReceiver:
         await _end(act.then, reader, writer)
         return act.then is Then.KEEP
 
-    def _due(self, reads: Reads, request: Request | None = None) -> Behaviour | None:
+    def _due(self, reads: Reads, request: Request | None = None, length: int = 0) -> Behaviour | None:
         return next(
             (
                 behaviour
@@ -391,6 +397,7 @@ class ScriptedReceiver:
                 if behaviour.act.reads is reads
                 and self.happened[behaviour.name] < behaviour.times
                 and (request is None or behaviour.to(request))
+                and (reads is not Reads.HEAD or length > behaviour.above_bytes)
             ),
             None,
         )

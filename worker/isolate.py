@@ -169,6 +169,11 @@ class Isolation:
         self.found_too_old = False
         """Whether a window was found to be too old as a whole."""
 
+    @property
+    def is_cutting(self) -> bool:
+        """Whether there are parts that were not tried yet."""
+        return not self._rounds
+
     async def decisions(self, request: Request, verdict: Refused | Later) -> AsyncIterator[Decision]:
         """What becomes of each sample of a request on which the receiver gave this verdict as a whole."""
         async for decision in self._suspect(request, verdict):

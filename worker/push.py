@@ -471,12 +471,17 @@ class Pusher:
             self._ledger.announce()
         self._last_was_too_old = search.found_too_old
         state.gave_up = state.gave_up or search.interrupted is Interrupted.STOPPING
-        if search.interrupted is None and isinstance(search.verdict, Refused):
+        if search.interrupted is None:
             self._learn_size(search.verdict, search)
         return search.interrupted
 
-    def _learn_size(self, verdict: Refused, search: Search) -> None:
-        """What was refused together and taken apart was too large, and so was what is said to be."""
+    def _learn_size(self, verdict: Refused | Later, search: Search) -> None:
+        """What was refused together and taken apart was too large, and so was what is said to be.
+
+        So was what broke its connection again and again, and was taken apart.
+        """
+        if isinstance(verdict, Later) and not verdict.was_cut_off:
+            return
         if search.declined_samples and verdict.status != 413:
             return
         if self._size.refused(

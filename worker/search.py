@@ -102,8 +102,9 @@ class Search:
 
     @property
     def may_be_about_size(self) -> bool:
-        """Whether the request may have been refused as a whole for its size: no sample is known to be refused yet."""
-        return isinstance(self.verdict, Refused) and not self.declined_samples
+        """Whether the request may not have been taken for its size alone: no sample is known to be refused yet."""
+        is_about_size = isinstance(self.verdict, Refused) or (self.verdict.was_cut_off and self._isolation.is_cutting)
+        return is_about_size and not self.declined_samples
 
     @property
     def is_about_limit(self) -> bool:

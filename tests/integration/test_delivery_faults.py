@@ -11,6 +11,7 @@ import functools
 import gzip
 import logging
 import random
+import socket
 import ssl
 import sys
 import threading
@@ -53,7 +54,8 @@ from worker.health import Health
 from worker.ledger import Ledger, capture, expire, record_scopes, register_destinations
 from worker.observe import Metrics, configure_logging
 from worker.push import Pusher
-from worker.remote_write import Fate, Later, RemoteWriteClient, Verdict
+from worker.remote_write import Accepted, Fate, Later, Refused, RemoteWriteClient, Verdict
+from worker.remote_write.early import EarlyAnswers
 
 SPEED = 1000.0
 
@@ -219,13 +221,14 @@ async def a_run(
     window_seconds: int = WEEK_SECONDS,
     timeout_seconds: float = TIMEOUT_SECONDS,
     tls: ssl.SSLContext | None = None,
+    narrow: bool = False,
     **queue: Any,
 ) -> AsyncIterator[Run]:
     """A run over these windows, all captured; the newest has been final for ten minutes."""
     clock = ScaledClock(T0 + hours * HOUR + 600, SPEED)
     receiver = ScriptedReceiver(clock, storage, behaviours)
     captured = [bucket(zone, hour, samples=samples) for hour in range(hours) for zone in zones]
-    async with receiver.listening(tls) as url:
+    async with receiver.listening(tls, narrow=narrow) as url:
         destination = DestinationSettings(
             name="prom",
             url=f"{url}?key={CANARIES[3]}",
@@ -710,6 +713,34 @@ async def test_the_size_that_a_receiver_takes_is_learnt(start: Start, status: in
         await run.judge()
         too_big = [request for request in run.receiver.requests if request.size_refused]
         assert len(too_big) <= 12, "once it is known, nothing larger is sent"
+
+
+@pytest.fixture
+def narrow_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system takes no more of a request at a time than a few thousand bytes: to send a larger one takes long."""
+    connect = EarlyAnswers.connect_tcp
+    narrow = [(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)]
+
+    async def connect_narrowly(self: EarlyAnswers, *args: Any, **kwargs: Any) -> Any:
+        return await connect(self, *args, **{**kwargs, "socket_options": narrow})
+
+    monkeypatch.setattr(EarlyAnswers, "connect_tcp", connect_narrowly)
+
+
+@pytest.mark.usefixtures("narrow_sender")
+@pytest.mark.parametrize("says", [http(413, b"too large", {"Connection": "close"}), b""], ids=["it says so", "silent"])
+async def test_the_size_is_learnt_of_a_receiver_that_cuts_off_what_is_larger_before_it_has_read_it(
+    start: Start, says: bytes
+) -> None:
+    cut = Behaviour("cuts off what is large", Act(says, Then.CLOSE, reads=Reads.HEAD), 10**6, above_bytes=20_000)
+    many = {"samples": 400, "max_samples_per_send": 5_000, "max_shards": 1}
+    async with start(cut, zones=[1], hours=150, narrow=True, **many) as run:
+        await run.drain()
+        await run.judge()
+        assert run.receiver.unread <= (12 if says else 40), "once it is known, nothing larger is sent"
+        early = Refused(413, "too large") if says else None
+        assert {verdict for verdict in run.verdicts if not isinstance(verdict, Accepted)} == {early} or not says
+        assert all(verdict.was_cut_off for verdict in run.verdicts if isinstance(verdict, Later))
 
 
 @pytest.mark.parametrize("status", [400, 413])

@@ -447,6 +447,25 @@ async def test_a_limit_on_the_samples_of_a_request_is_met_with_smaller_ones_at_n
     assert receiver.requests < 9 * (1 + 6 + 4) + 10
 
 
+async def test_a_limit_on_everything_is_met_with_as_few_requests_where_many_parts_are_held_back_already() -> None:
+    searched = windows(10, 100)
+    receiver = Receiver(lambda _sample: False, interrupt_at=300)
+    receiver.limits = lambda samples: samples > 130 or receiver.requests >= 60
+    search = limited_search(receiver)
+    at: list[float] = []
+    send = receiver.send
+
+    async def noted(request: Request, failures_allowed: int) -> Accepted | Refused | Later | Interrupted:
+        at.append(search.clock.now())
+        return await send(request, failures_allowed)
+
+    receiver.send = noted  # type: ignore[method-assign]
+    await search.run(searched, BUSY)
+    assert set(search.declined) | set(search.taken) < set(samples_of(searched))
+    # In each round, five minutes after the one before, one part, perhaps twice, and the control.
+    assert at[-1] - at[100] > (len(at) - 100) / 3 * 295
+
+
 async def test_a_529_is_never_blamed_on_a_sample() -> None:
     searched = windows(2, 2)
     bad = samples_of(searched)[1]

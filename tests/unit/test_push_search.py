@@ -696,6 +696,19 @@ async def test_bad_samples_say_nothing_about_the_size_of_a_request(scene: Scene)
     assert scene.value("cfrw_push_max_bytes_per_send") == QueueSettings().max_bytes_per_send
 
 
+@pytest.mark.parametrize("was_cut_off", [True, False])
+async def test_what_fails_says_something_about_its_size_only_if_it_was_cut_off_in_the_middle(
+    *, was_cut_off: bool, scene: Scene
+) -> None:
+    await scene.captured([1], range(20))
+    broken = Later("the connection failed", was_cut_off=was_cut_off)
+    scene.receiver.answer = lambda sent: broken if len(sent.samples) > 50 else ACCEPTED
+    await scene.pusher().drain(scene.stopping)
+    await assert_all_but([], samples_of([1], range(20)), scene)
+    is_learnt = scene.value("cfrw_push_max_bytes_per_send") < QueueSettings().max_bytes_per_send
+    assert is_learnt == was_cut_off
+
+
 # ------------------------------------------------------------------------------------------ what is too old
 
 DAY_HOURS = 24

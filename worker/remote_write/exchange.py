@@ -24,6 +24,7 @@ from worker import __version__
 from worker.config import ProxySettings, TlsSettings
 from worker.config.endpoints import ascii_host
 from worker.errors import ConfigError, Mistake
+from worker.remote_write.early import CutOffError, EarlyAnswers, was_cut_off
 from worker.remote_write.mask import SecretMask
 from worker.remote_write.proxy import proxy_for
 from worker.remote_write.tls import ssl_context
@@ -55,6 +56,9 @@ class Answer:
 class _Pool:
     transport: httpx.AsyncHTTPTransport
     exchanges: int = 0
+
+    def __post_init__(self) -> None:
+        self.transport._pool._network_backend = EarlyAnswers()  # noqa: SLF001 - httpx lets nobody choose one
 
     async def close_what_says_more(self) -> None:
         """Close the connections on which bytes came behind an answer that was read to its end.
@@ -167,6 +171,9 @@ class Connections:
             # Once status and headers are here the other side has decided, whatever becomes of the text behind them.
             if response is None:
                 return self._later(error, limit or f"{seconds:g} s")
+        if response.is_success and was_cut_off(response):
+            reason = f"HTTP {response.status_code} before the whole request was sent, and the connection was cut"
+            return Later(reason, was_cut_off=True)
         encoding = response.headers.get("content-encoding", "identity")
         if encoding != "identity":
             body = bytearray(f"(the answer is encoded as {encoding}, which was not asked for)".encode())
@@ -221,6 +228,7 @@ class Connections:
 
     def _network_later(self, error: BaseException) -> Later | None:
         """What the operating system or OpenSSL says is the matter, where one of them is behind the error."""
+        was_cut = any(isinstance(cause, CutOffError) for cause in _causes(error))
         for cause in _causes(error):
             match cause:
                 case socket.gaierror():
@@ -228,7 +236,8 @@ class Connections:
                 case ssl.SSLError():
                     return self._tls_later(cause)
                 case OSError(errno=int(number)):
-                    return Later(f"the connection failed: {os.strerror(number)}")
+                    when = " while the request was being sent" if was_cut else ""
+                    return Later(f"the connection failed{when}: {os.strerror(number)}", was_cut_off=was_cut)
                 case _:
                     pass
         return None

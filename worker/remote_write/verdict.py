@@ -95,12 +95,14 @@ class Later:
     fate:                what is to be done with the request.
     status:              the HTTP status, or None where no answer came.
     retry_after_seconds: how long the receiver asks to be left alone, within the cap; None where it does not say.
+    was_cut_off:         whether the connection broke before all of the request was sent: its size may be why.
     """
 
     reason: str
     fate: Fate = Fate.RETRY
     status: int | None = None
     retry_after_seconds: float | None = None
+    was_cut_off: bool = False
 
 
 Verdict = Accepted | Refused | Later

@@ -132,20 +132,21 @@ async def test_an_outage_refuses_nothing_however_long_it_lasts(scene: Scene) -> 
 # ------------------------------------------------------------------------------------------ what a limit holds back
 
 
+@pytest.mark.parametrize("most", [30, 3])
 async def test_a_limit_on_everything_is_met_with_a_request_a_minute_in_each_lane_and_hardly_any_search(
-    scene: Scene,
+    most: int, scene: Scene
 ) -> None:
     await scene.captured(ZONES, range(10))
     scene.receiver.answer = lambda _sent: BUSY if scene.clock.now() < NOW + 6 * HOUR else ACCEPTED
-    await scene.pusher(max_samples_per_send=30).drain(scene.stopping)
+    await scene.pusher(max_samples_per_send=most).drain(scene.stopping)
     await assert_all_but([], samples_of(ZONES, range(10)), scene)
     during = [sent for sent in scene.receiver.sent if sent.at < NOW + 6 * HOUR]
     # In each lane besides, a sample every five minutes is to find out whether it is a limit on something else.
     assert len(during) < 4 * (6 * 60 + 6 * 12 + 10)
     assert scene.value("cfrw_push_splits_total") <= 4
-    assert sum(len(sent.samples) for sent in during) < 30 * 4 * (6 * 60 + 10)
+    assert sum(len(sent.samples) for sent in during) < most * 4 * (6 * 60 + 10)
     afterwards = [len(sent.samples) for sent in scene.receiver.sent if sent not in during]
-    assert set(afterwards) <= {1, 29, 30}, "nothing was cut"
+    assert set(afterwards) <= {1, most - 1, most}, "nothing was cut"
 
 
 async def test_a_limit_on_a_series_holds_up_nothing_but_its_samples_which_are_recorded_in_the_end(scene: Scene) -> None:
@@ -159,6 +160,26 @@ async def test_a_limit_on_a_series_holds_up_nothing_but_its_samples_which_are_re
     await draining
     await assert_all_but(over, samples_of([1, 5], range(10, 20)), scene)
     assert {status for status, _ in (await scene.refused()).values()} == {429}
+    # Once it is known to be a limit, nothing waits for another one's five attempts.
+    assert sum(sent.attempt >= 2 for sent in scene.receiver.sent) <= 12
+
+
+async def test_what_fails_once_beside_what_a_limit_holds_back_is_sent_again_and_not_searched(scene: Scene) -> None:
+    await scene.captured([1, 5], range(10, 20))
+    once: list[Sent] = []
+
+    def answer(sent: Sent) -> Verdict:
+        scene.clock.set(scene.clock.now() + 10)  # so that what is held is due before the rest has gone out
+        if sent.content == ((5, 15),) and len(sent.samples) == 3:
+            once.append(sent)
+            return DOWN if len(once) == 1 else ACCEPTED
+        return never_takes({(1, 10, "C1")}, BUSY)(sent)
+
+    scene.receiver.answer = answer
+    await scene.pusher(max_samples_per_send=3).drain(scene.stopping)
+    await assert_all_but({(1, 10, "C1")}, samples_of([1, 5], range(10, 20)), scene)
+    assert [sent.attempt for sent in once] == [0, 1]
+    assert scene.value("cfrw_push_splits_total") == 1
 
 
 async def test_a_limit_on_a_series_of_every_window_is_found_out_though_nothing_is_taken_at_first(scene: Scene) -> None:

@@ -79,7 +79,8 @@ class _Kept(ByteStream):
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
-        self._socket = self._raw_socket().dup()
+        self._socket: socket.socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - no query of Django's
+        self._kept = self._socket.dup()
         self.was_cut_off = False
 
     async def send(self, item: bytes) -> None:
@@ -90,7 +91,7 @@ class _Kept(ByteStream):
             self.was_cut_off = True
         else:
             # What fails at once is not raised; but then asyncio has closed its own descriptor.
-            self.was_cut_off |= self._raw_socket().fileno() < 0
+            self.was_cut_off |= self._socket.fileno() < 0
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         try:
@@ -104,12 +105,9 @@ class _Kept(ByteStream):
                 raise CutOffError from error
             return arrived
 
-    def _raw_socket(self) -> socket.socket:
-        return self._stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - no query of Django's
-
     def _arrived(self, max_bytes: int) -> bytes:
         try:
-            return self._socket.recv(max_bytes)
+            return self._kept.recv(max_bytes)
         except OSError:  # another error is raised for it
             return b""
 
@@ -117,9 +115,10 @@ class _Kept(ByteStream):
         await self._stream.send_eof()
 
     async def aclose(self) -> None:
-        self._socket.close()
+        self._kept.close()
         await self._stream.aclose()
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        return self._stream.extra_attributes
+        """No more than httpcore asks for: the stream's own ask the system who is there, whichever is looked at."""
+        return {SocketAttribute.raw_socket: lambda: self._socket}

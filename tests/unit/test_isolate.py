@@ -447,6 +447,21 @@ async def test_a_limit_on_the_samples_of_a_request_is_met_with_smaller_ones_at_n
     assert receiver.requests < 9 * (1 + 6 + 4) + 10
 
 
+async def test_a_limit_that_once_passed_by_itself_is_believed_later_to_be_one_on_what_is_in_a_part() -> None:
+    searched = windows(1, 4)
+    first, _, third, _ = samples_of(searched)
+    # How often each is still held back: six times as a whole, then one half once and the other six times.
+    left = Counter({first: 6 + 1, third: 6 + 6})
+
+    def is_bad(sample: Sample) -> bool:
+        left[sample] -= 1
+        return left[sample] >= 0
+
+    search = await limited_search(Receiver(is_bad, 429)).run(searched, BUSY)
+    assert_is_decided(search, searched, [])
+    assert search.parts == 2
+
+
 async def test_a_limit_on_everything_is_met_with_as_few_requests_where_many_parts_are_held_back_already() -> None:
     searched = windows(10, 100)
     receiver = Receiver(lambda _sample: False, interrupt_at=300)

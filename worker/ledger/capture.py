@@ -105,7 +105,10 @@ def capture(session: Session, buckets: Sequence[Bucket], now: float, *, job_id: 
         outcomes = [_NEW if _is_next(row, new) else _compare(session, row) for row in rows]
     if written:
         # Numbers are given in ascending order and never twice: from this one on, all are of this call.
-        session.change("close_holes", first_id=newest_before + 1)
+        starts = [row.start for row in rows]
+        # Windows that were never tried in vain have none, which one look at their time tells of most.
+        if session.number("has_holes", first_start=min(starts), last_start=max(starts)):
+            session.change("close_holes", first_id=newest_before + 1)
         session.change("enqueue", first_id=newest_before + 1, job_id=job_id)
     counts = Counter(zip(names, outcomes, strict=True))
     samples = dict.fromkeys(names, 0)

@@ -119,6 +119,9 @@ SELECT id, timestamp_ms, CAST(series_ids AS BLOB), CAST(sample_values AS BLOB), 
 WHERE dataset_id = :dataset_id AND width_seconds = :width_seconds AND start / (64 * width_seconds) = :start / (64 * :width_seconds)
     AND scope_id = :scope_id AND start = :start
 
+-- name: has_holes
+SELECT EXISTS (SELECT 1 FROM hole WHERE start BETWEEN :first_start AND :last_start)
+
 -- name: close_holes
 DELETE FROM hole WHERE (dataset_id, scope_id, width_seconds, start) IN (
     SELECT dataset_id, scope_id, width_seconds, start FROM bucket WHERE id >= :first_id

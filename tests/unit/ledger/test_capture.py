@@ -192,6 +192,16 @@ async def test_a_capture_closes_the_hole(ledger: Ledger) -> None:
     assert await holes(ledger) == {(DATASET, "failed"): 2}
 
 
+async def test_a_capture_of_several_windows_closes_the_holes_of_the_first_and_of_the_last(ledger: Ledger) -> None:
+    await ledger.write(record_holes, [hole(1, hour) for hour in range(5)], NOW)
+
+    await ledger.write(capture, [bucket(1, hour) for hour in (2, 1, 3)], NOW)
+    assert await holes(ledger) == {(DATASET, "failed"): 2}
+
+    await ledger.write(capture, [bucket(1, hour) for hour in (4, 0)], NOW)
+    assert await holes(ledger) == {}
+
+
 async def test_a_captured_window_does_not_become_a_hole(ledger: Ledger) -> None:
     await ledger.write(capture, [bucket(1, 0)], NOW)
 

@@ -64,7 +64,7 @@ PURPOSE = {
     "staged_by_job": {"delete_unstaged", "give_up_staging", "staged"},
     "refusal_by_delivery": {"acknowledge", "captured_buckets", "forget_refusals", "refused_of"},
     "refusal_by_destination": {"newest_refusals", "refused_samples"},
-    "hole_by_start": {"prune_holes", "hole_counts"},
+    "hole_by_start": {"has_holes", "prune_holes", "hole_counts"},
     "job_open": {"open_jobs"},
     "reading_by_dataset": {"newest_readings"},
 }

@@ -20,8 +20,8 @@ _MAX_DETAIL_CHARACTERS = 500
 # What became of a bucket is told by the name of its count; this one is of those that are newly written.
 _NEW = "buckets"
 
-# What tells a window's chapter.
-_WINDOW = ("dataset_id", "width_seconds", "start")
+# As schema.sql has it, and the reason.
+_WINDOWS_OF_A_CHAPTER = 64
 
 
 class HoleReason(StrEnum):
@@ -95,14 +95,19 @@ def capture(session: Session, buckets: Sequence[Bucket], now: float, *, job_id: 
     rows = [_row(session, dataset_ids[bucket.dataset], bucket, int(now)) for bucket in buckets]
     newest_before = session.number("newest_bucket")
     written = session.many("add_bucket", rows)
-    # Of those that were captured before, too: where a damaged file has lost a chapter, they are in none.
-    windows = {(row.dataset_id, row.width_seconds, row.start) for row in rows}
-    session.many("begin_chapter", [dict(zip(_WINDOW, window, strict=True)) for window in windows])
+    chapters = {
+        (row.dataset_id, row.width_seconds, row.start // (_WINDOWS_OF_A_CHAPTER * row.width_seconds)) for row in rows
+    }
     if written == len(rows):
         outcomes = [_NEW] * written
+        chapters -= session.chapters
     else:
+        # Those of buckets that were captured before, too: where a damaged file has lost a chapter, they are in none.
         new = deque(session.rows("keys_after", id=newest_before))
         outcomes = [_NEW if _is_next(row, new) else _compare(session, row) for row in rows]
+    if chapters:
+        session.many("begin_chapter", chapters)
+        session.chapters |= chapters
     if written:
         # Numbers are given in ascending order and never twice: from this one on, all are of this call.
         starts = [row.start for row in rows]
@@ -147,6 +152,8 @@ def _row(session: Session, dataset_id: int, bucket: Bucket, now: int) -> _Row:
 
 def record_holes(session: Session, holes: Sequence[Hole], now: float) -> None:
     """Keep why these windows have no bucket. The newest attempt replaces the one before; a captured window has none."""
+    if not holes:
+        return
     session.many(
         "record_hole",
         [

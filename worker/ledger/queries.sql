@@ -108,7 +108,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO NOTHING
 
 -- name: begin_chapter
-INSERT INTO chapter (dataset_id, width_seconds, number) VALUES (:dataset_id, :width_seconds, :start / (64 * :width_seconds))
+INSERT INTO chapter (dataset_id, width_seconds, number) VALUES (?, ?, ?)
 ON CONFLICT DO NOTHING
 
 -- name: keys_after

@@ -31,6 +31,8 @@ def prune(session: Session, *, ended_before: float) -> int:
     """
     deleted = session.change("prune_buckets", ended_before=int(ended_before), most=PRUNE_BATCH)
     session.change("prune_holes", ended_before=int(ended_before))
+    # Some are deleted with their last bucket; and a year of them would be a lot to remember.
+    session.chapters.clear()
     if deleted:
         session.change("prune_chapters", ended_before=int(ended_before))
         session.pragma("incremental_vacuum", _VACUUM_PAGES)

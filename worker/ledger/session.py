@@ -129,6 +129,8 @@ class Session:
         self._connection = connection
         self.series = SeriesIndex(connection)
         self._numbers: dict[tuple[str, str], int] = {}
+        self.chapters: set[tuple[int, int, int]] = set()
+        """Rows that the table chapter is known to have. Retention deletes some, and then this is to be emptied."""
 
     def rows(self, query: str, **bindings: Value) -> apsw.Cursor:
         """Run a named statement and iterate over its rows."""
@@ -165,6 +167,7 @@ class Session:
     def forget(self) -> None:
         """Drop what is remembered: after a rollback some of it is not in the file."""
         self._numbers.clear()
+        self.chapters.clear()
         self.series.forget()
 
     def many(self, query: str, rows: Iterable[Mapping[str, Value] | Sequence[Value]]) -> int:

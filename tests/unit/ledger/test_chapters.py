@@ -20,6 +20,7 @@ from worker.ledger import (
     record_scopes,
     scope_reports,
 )
+from worker.ledger.session import Session
 
 CHAPTER = 64  # windows
 
@@ -159,6 +160,22 @@ async def test_a_chapter_without_buckets_is_forgotten(ledger: Ledger, hours: dic
 
     newest = await ledger.read(newest_timestamps, dataset=DATASET, widths_seconds=(HOUR,), tags=[tag(1)])
     assert newest == {tag(1): start(max(hours[1])) * 1000}
+
+    await ledger.write(capture, buckets([1], [BORDER - 1], samples=1), NOW)
+    assert chapters() == {first, *rest}, "it was fetched again"
+
+
+async def test_a_chapter_is_begun_by_the_first_capture_that_is_not_undone(ledger: Ledger) -> None:
+    def fails(session: Session) -> None:
+        capture(session, buckets([1], [0], samples=1), NOW)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await ledger.write(fails)
+    await ledger.write(capture, buckets([1], [0], samples=1), NOW)
+
+    newest = await ledger.read(newest_timestamps, dataset=DATASET, widths_seconds=(HOUR,), tags=[tag(1)])
+    assert newest == {tag(1): start(0) * 1000}
 
 
 async def test_a_chapter_that_a_damaged_file_has_lost_is_there_again_once_its_windows_are_captured_again(

@@ -16,8 +16,10 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -86,19 +88,25 @@ class Results:
 
 
 async def compare(results: Results, prometheus: Path, vmagent: Path | None, rounds: int) -> None:
-    """Every sender in turn, round after round, so that what else the machine does hits all alike."""
+    """Every sender in turn, round after round, so that what else the machine does hits all alike.
+
+    Each round begins with another one: what one leaves behind in caches and queues is there for the next.
+    """
     load = results.load
+    senders: dict[str, Callable[[], Awaitable[Delivery]]] = {
+        name: partial(deliver_by_worker, load, prometheus, message) for name, message in WORKER_MESSAGES.items()
+    }
+    if vmagent is not None:
+        for name, flags in VMAGENT_FLAGS.items():
+            senders[name] = partial(deliver_by_vmagent, load, prometheus, vmagent, flags)
+    results.deliveries = {name: [] for name in senders}
+    order = deque(senders)
     for number in range(1, rounds + 1):
         results.load_average.append(os.getloadavg()[0])
-        for name, message in WORKER_MESSAGES.items():
+        for name in order:
             _say(f"round {number} of {rounds}: {name}")
-            results.deliveries.setdefault(name, []).append(await deliver_by_worker(load, prometheus, message))
-        for name, flags in VMAGENT_FLAGS.items():
-            if vmagent is None:
-                continue
-            _say(f"round {number} of {rounds}: {name}")
-            delivery = await deliver_by_vmagent(load, prometheus, vmagent, flags)
-            results.deliveries.setdefault(name, []).append(delivery)
+            results.deliveries[name].append(await senders[name]())
+        order.rotate(-1)
         for windows in _DIRECT_WINDOWS:
             _say(f"round {number} of {rounds}: the receiver's limit with {windows} samples of a series in a row")
             results.limits.setdefault(windows, []).append(await deliver_directly(load, prometheus, windows))

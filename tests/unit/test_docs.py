@@ -38,6 +38,7 @@ from worker.config import (
 from worker.errors import LedgerError, LedgerHeldError, UsageError, WorkerError
 from worker.health import Health
 from worker.ledger import HoleReason
+from worker.ledger.migrations import CURRENT_VERSION
 from worker.observe import PUSH_OUTCOMES, MetricDescription, Metrics
 from worker.serve import create_app
 from worker.status import StatusReport
@@ -371,6 +372,18 @@ def test_the_states_are_those_of_the_ledger() -> None:
     schema = (REPOSITORY / "worker" / "ledger" / "schema.sql").read_text()
     (listed,) = re.findall(r"CHECK \(\s*(state = [^)]*?)\s*\),\n    segment", schema)
     assert [code(state) for state, _ in table(METRICS, "`state`", "means")] == re.findall(r"state = '(\w+)'", listed)
+
+
+def test_the_schema_that_an_upgrade_brings_is_the_ledgers() -> None:
+    told = {
+        name: re.findall(pattern, (REPOSITORY / name).read_text())[0]
+        for name, pattern in {
+            "worker/ledger/schema.sql": r"^-- The ledger, schema version (\d+)\.",
+            "CHANGELOG.md": r"Ledger schema (\d+)",
+            "docs/operations.md": r"From schema 1 \(version 0\.1\.0\) to (\d+)",
+        }.items()
+    }
+    assert told == dict.fromkeys(told, str(CURRENT_VERSION))
 
 
 def test_the_outcomes_of_pushing_are_those_of_the_code() -> None:

@@ -7,6 +7,7 @@ container, and nowhere else: an authority that an administrator has removed must
 import os
 import re
 import ssl
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
@@ -17,7 +18,12 @@ import certifi
 from worker.errors import ConfigError, Mistake
 
 _FILE_VARIABLE, _FOLDERS_VARIABLE = "SSL_CERT_FILE", "SSL_CERT_DIR"
-_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+# Nothing but base64 is between the lines, so that one of which the end is missing does not take the next one along.
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
+
+# Looked at of a file. All 144 authorities of a Debian in one are 0.22 MB; folders hold other things, too.
+_MOST_CHARACTERS = 8_000_000
 
 
 def trust_the_usual(context: ssl.SSLContext, environ: Mapping[str, str] = os.environ) -> None:
@@ -47,6 +53,8 @@ def trust_the_usual(context: ssl.SSLContext, environ: Mapping[str, str] = os.env
 
 def _unreadable(file: str) -> str | None:
     try:
+        if not stat.S_ISREG(Path(file).stat().st_mode):
+            return "it is not a file"  # a pipe might be waited for without end
         with Path(file).open("rb"):
             return None
     except OSError as error:
@@ -61,7 +69,8 @@ def _certificates(file: str, folders: str) -> tuple[str, ...]:
         # What cannot be read is not there: folders hold private keys, too, and no machine has all the places.
         with suppress(OSError):
             if path.is_file():
-                found.update(dict.fromkeys(_CERTIFICATE.findall(path.read_text(encoding="ascii", errors="replace"))))
+                with path.open(encoding="ascii", errors="replace") as text:
+                    found.update(dict.fromkeys(_CERTIFICATE.findall(text.read(_MOST_CHARACTERS))))
     return tuple(found)
 
 

@@ -80,6 +80,30 @@ def test_what_else_lies_there_spoils_nothing(machine: Path) -> None:
     assert trusted() == {der_of(authority)}
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"-----BEGIN CERTIFICATE-----\n\xff\xfe\n-----END CERTIFICATE-----\n",
+        b"-----BEGIN CERTIFICATE-----\nAAAA\n",
+        b"-----BEGIN CERTIFICATE-----\n" * 100_000,  # with a look from each to the end of the file it takes minutes
+    ],
+)
+def test_a_damaged_certificate_takes_no_other_one_along(machine: Path, damaged: bytes) -> None:
+    authority = trustme.CA()
+    crlf = authority.cert_pem.bytes().replace(b"\n", b"\r\n")
+    (machine / "cert.pem").write_bytes(damaged + crlf)
+    (machine / "certs/other.pem").write_bytes(crlf.replace(b"CERTIFICATE", b"TRUSTED CERTIFICATE"))
+    assert trusted() == {der_of(authority)}
+
+
+def test_of_a_huge_file_no_more_than_its_beginning_is_read(machine: Path) -> None:
+    authority = trustme.CA()
+    with (machine / "certs/core").open("wb") as file:
+        file.write(authority.cert_pem.bytes())
+        file.truncate(1 << 40)  # 1 TB, which takes no room
+    assert trusted() == {der_of(authority)}
+
+
 def test_a_file_has_one_name_or_two_and_may_lie_elsewhere(
     machine: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -92,13 +116,15 @@ def test_a_file_has_one_name_or_two_and_may_lie_elsewhere(
 
 
 def test_variables_that_lead_nowhere_are_a_mistake_that_names_them(machine: Path) -> None:
-    missing = machine / "missing.pem"
+    missing, pipe = machine / "missing.pem", machine / "pipe"
+    os.mkfifo(pipe)
     for environ, said in (
         ({"SSL_CERT_FILE": missing}, f"SSL_CERT_FILE (given: {missing}): cannot be read: No such file or directory"),
         (
             {"SSL_CERT_FILE": machine / "cert.pem"},
             f"SSL_CERT_FILE (given: {machine}/cert.pem): no certificate is found",
         ),
+        ({"SSL_CERT_FILE": pipe}, f"SSL_CERT_FILE (given: {pipe}): cannot be read: it is not a file"),
         ({"SSL_CERT_DIR": missing}, f"SSL_CERT_DIR (given: {missing}): no certificate is found"),
     ):
         with pytest.raises(ConfigError) as mistake:

@@ -41,7 +41,11 @@ class EarlyAnswers(httpcore.AnyIOBackend):
     ) -> httpcore.AsyncNetworkStream:
         """As httpcore's own."""
         stream = await super().connect_tcp(host, port, timeout, local_address, socket_options)
-        kept = _Kept(_inside(stream))
+        try:
+            kept = _Kept(_inside(stream))
+        except OSError:  # no descriptor is left for a second one
+            await stream.aclose()
+            raise
         return _Stream(kept, kept)
 
 
@@ -68,7 +72,13 @@ class _Stream(AnyIOStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - the name is httpcore's
     ) -> httpcore.AsyncNetworkStream:
-        return _Stream(_inside(await super().start_tls(ssl_context, server_hostname, timeout)), self._kept)
+        try:
+            stream = await super().start_tls(ssl_context, server_hostname, timeout)
+        except BaseException:
+            # httpcore closes it after an error, but leaves it open where the handshake is given up meanwhile.
+            await self.aclose()
+            raise
+        return _Stream(_inside(stream), self._kept)
 
     def get_extra_info(self, info: str) -> Any:
         return self._kept.was_cut_off if info == _WAS_CUT_OFF else super().get_extra_info(info)

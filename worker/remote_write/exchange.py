@@ -228,7 +228,9 @@ class Connections:
 
     def _network_later(self, error: BaseException) -> Later | None:
         """What the operating system or OpenSSL says is the matter, where one of them is behind the error."""
-        was_cut = any(isinstance(cause, CutOffError) for cause in _causes(error))
+        # What breaks in a TLS handshake is sent as well, and is no request.
+        is_request = not isinstance(error, httpx.ConnectError)
+        was_cut = is_request and any(isinstance(cause, CutOffError) for cause in _causes(error))
         for cause in _causes(error):
             match cause:
                 case socket.gaierror():

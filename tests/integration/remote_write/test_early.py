@@ -1,17 +1,20 @@
 """What is answered to a request that is not read to its end, on a connection that is reset then."""
 
 import asyncio
+import errno
 import select
 import socket
 import ssl
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpcore
 import pytest
 import trustme
 
+from tests.integration.remote_write.forward_proxy import proxying
 from tests.integration.remote_write.scripted_server import (
     Answer,
     ScriptedServer,
@@ -20,7 +23,7 @@ from tests.integration.remote_write.scripted_server import (
     response,
     serving,
 )
-from worker.config import TlsSettings
+from worker.config import ProxySettings, TlsSettings
 from worker.remote_write import Later, Refused, Verdict
 from worker.remote_write.early import CutOffError, EarlyAnswers
 
@@ -129,3 +132,75 @@ async def test_what_is_sent_on_a_connection_that_was_reset_before_is_cut_off_and
             await stream.read(100)
         assert isinstance(caught.value.__cause__, CutOffError)
         await stream.aclose()
+
+
+@dataclass
+class Gone:
+    """What a server sees of a client that it never answers."""
+
+    came: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def script(self, _: ScriptedServer) -> Answer:
+        async def serve(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+            try:
+                while await reader.read(65_536):
+                    self.came.set()
+            finally:
+                self.left.set()
+
+        return serve
+
+
+@pytest.mark.parametrize("way", ["directly", "through a tunnel", "to a proxy that speaks TLS"])
+async def test_a_handshake_that_is_given_up_leaves_no_connection_open(way: str) -> None:
+    gone = Gone()
+    async with serving(gone.script) as server, proxying() as proxy:
+        url = server.url.replace("http:", "https:")
+        proxies = {
+            "directly": None,
+            "through a tunnel": proxy.url,
+            "to a proxy that speaks TLS": url.removesuffix("/api/v1/write"),
+        }
+        async with client_of(destination(url, proxy=ProxySettings(proxy_url=proxies[way]))) as client:
+            sending = asyncio.create_task(client.send(b"body", 0))
+            await gone.came.wait()
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            async with asyncio.timeout(10):
+                await gone.left.wait()
+
+
+async def test_a_connection_without_a_second_descriptor_is_closed_and_its_request_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_is_left(_: socket.socket) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket.socket, "dup", none_is_left)
+    gone = Gone()
+    async with serving(gone.script) as server, client_of(destination(server.url)) as client:
+        assert await client.send(b"body", 0) == Later("the connection failed: Too many open files")
+        async with asyncio.timeout(10):
+            await gone.left.wait()
+
+
+async def test_a_handshake_that_breaks_says_nothing_about_the_size_of_the_request() -> None:
+    def script(_: ScriptedServer) -> Answer:
+        async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+
+        return serve
+
+    async with (
+        serving(script) as server,
+        client_of(destination(server.url.replace("http:", "https:"))) as client,
+    ):
+        for attempt in range(20):  # in about half of them the reset is there before the first bytes are sent
+            verdict = await client.send(b"body", attempt)
+            assert isinstance(verdict, Later)
+            assert not verdict.was_cut_off
+            assert "request" not in verdict.reason

@@ -133,6 +133,7 @@ class CloudflareClient:
         self.quota = quota
         self._on_request = on_request
         self._deadline_seconds = deadline_seconds
+        self._connect_seconds = deadline_seconds / 3  # for TCP, and again for TLS
         self._max_body_bytes = max_body_bytes
         self._auth = TokenAuth(token)
         self._http = httpx.AsyncClient(
@@ -148,7 +149,9 @@ class CloudflareClient:
             follow_redirects=False,
             trust_env=False,
             verify=_trusted(api_url),
-            timeout=None,  # noqa: S113 - the deadline bounds the whole exchange, which httpx's timeouts do not
+            # The deadline bounds the whole exchange, which httpx' own limits do not. But it leaves a connection open
+            # that it meets in the handshake, as httpcore closes only what fails, so that has to fail before.
+            timeout=httpx.Timeout(None, connect=self._connect_seconds),
             limits=_LIMITS,
             transport=transport,
         )
@@ -216,8 +219,11 @@ class CloudflareClient:
                 ahead_seconds = ahead_of(response.headers.get("date"), self._clock.now())
                 self.ahead_seconds = self.ahead_seconds if ahead_seconds is None else ahead_seconds
                 body = await self._read(response)
-        except TimeoutError:
-            return _failed(ErrorKind.NETWORK, f"no complete answer within {self._deadline_seconds:g} s")
+        except (TimeoutError, httpx.ConnectTimeout) as error:
+            what, seconds = "complete answer", self._deadline_seconds
+            if isinstance(error, httpx.ConnectTimeout):
+                what, seconds = "connection", self._connect_seconds
+            return _failed(ErrorKind.NETWORK, f"no {what} within {seconds:g} s")
         except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
             text = self._auth.redacted(str(error).encode()).decode() or "the connection broke off"
             return _failed(ErrorKind.NETWORK, f"{type(error).__name__}: {text}")

@@ -156,6 +156,32 @@ async def test_a_server_that_says_nothing_is_bounded_by_the_deadline() -> None:
         assert await refused(client) is ErrorKind.NETWORK
 
 
+async def test_a_handshake_that_is_never_answered_leaves_no_connection_open() -> None:
+    left = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        left.set()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    client = CloudflareClient(
+        api_url=f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}",
+        token=TOKEN,
+        clock=ManualClock(),
+        quota=Quota(ManualClock()),
+        deadline_seconds=0.3,
+    )
+    async with server:
+        outcome = await client.graphql(b"{}")
+        assert isinstance(outcome, Refused)
+        assert outcome.failures[0].kind is ErrorKind.NETWORK
+        assert outcome.failures[0].message == "no connection within 0.1 s"
+        async with asyncio.timeout(10):
+            await left.wait()
+        await client.aclose()
+
+
 @pytest.mark.parametrize(
     "pieces",
     [

@@ -47,7 +47,8 @@ _LANES = 4
 
 # Requests of a lane that are searched or held at a time; with so many, its backlog waits. Each keeps its batch, without
 # the bytes that were sent: 40,000 samples are 0.5 MB, and with a series for each of them 3.4 MB, so that 32 of them
-# are 16 MB a lane for a few hundred zones, and 110 MB at most. A search keeps what it has not decided on.
+# are 16 MB a lane for a few hundred zones, and 110 MB at most, four times that for a destination. A search keeps what
+# it has not decided on.
 _MOST_SET_ASIDE = 32
 
 # How often a limit must have held a request back before it is asked, though nothing else is taken, whether it is one on

@@ -227,10 +227,7 @@ class Worker:
         async with self._closing() as closing:
             await self.ledger.write(
                 register_destinations,
-                {
-                    destination.name: destination.out_of_order_time_window_seconds == 0
-                    for destination in self.settings.destinations
-                },
+                {destination.name: destination.is_strict for destination in self.settings.destinations},
                 replay_since=now - self.settings.cloudflare.replay_hours * 3600,
                 now=now,
             )

@@ -109,8 +109,7 @@ class Deliverer:
         """Set whenever it accepts one; cleared by whoever waits for the next."""
         self._queue = destination.queue
         # What a limit holds back from a strict receiver, it would not take once later samples have gone past.
-        is_strict = destination.out_of_order_time_window_seconds == 0
-        self._may_be_the_request = {Fate.RETRY} if is_strict else {Fate.RETRY, Fate.RATE_LIMITED}
+        self._may_be_the_request = {Fate.RETRY} if destination.is_strict else {Fate.RETRY, Fate.RATE_LIMITED}
         self._sender = sender
         self._clock = clock
         self._health = health

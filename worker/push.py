@@ -136,7 +136,7 @@ class Pusher:
         self._destination = destination
         self._queue = destination.queue
         self.name = destination.name
-        self._strict = destination.out_of_order_time_window_seconds == 0
+        self._strict = destination.is_strict
         count = 1 if self._strict else max(self._queue.min_shards, min(_LANES, self._queue.max_shards))
         self._lanes = [Lane(number, count) for number in range(count)]
         self._ledger = ledger

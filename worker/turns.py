@@ -65,7 +65,7 @@ class Turns:
         """
         self._name = destination.name
         self._queue = destination.queue
-        self._strict = destination.out_of_order_time_window_seconds == 0
+        self._strict = destination.is_strict
         self._ledger = ledger
         self._clock = clock
         self._record = record

@@ -350,17 +350,21 @@ async def test_a_receiver_that_fails_every_other_time_loses_nothing(*, samples: 
 CONTROL = windows(1, 1, newest_ms=NOW_MS - 1)
 
 
-def limited_search(receiver: Receiver, *, control: bool = True, seconds: float = 3600.0) -> Search:
+@dataclass
+class LimitedSearch(Search):
     """A search at a receiver that takes other requests all the time, if it takes any."""
-    search = Search(receiver, blame_after_seconds=seconds, taken_before=CONTROL if control else None)
 
-    async def rest(seconds: float) -> bool:
-        receiver.elsewhere += not receiver.limits(1)
-        return await Search.rest(search, seconds)
+    async def rest(self, seconds: float) -> bool:
+        self.receiver.elsewhere += not self.receiver.limits(1)
+        return await super().rest(seconds)
 
-    search.rest = rest  # type: ignore[method-assign]
-    search.pause = lambda _failures: rest(1.0)  # type: ignore[assignment,method-assign]
-    return search
+    async def pause(self, failures: int) -> bool:
+        await super().pause(failures)
+        return await self.rest(1.0)
+
+
+def limited_search(receiver: Receiver, *, control: bool = True, seconds: float = 3600.0) -> LimitedSearch:
+    return LimitedSearch(receiver, blame_after_seconds=seconds, taken_before=CONTROL if control else None)
 
 
 @pytest.mark.parametrize("control", [True, False], ids=["a control", "no control"])
@@ -468,13 +472,12 @@ async def test_a_limit_on_everything_is_met_with_as_few_requests_where_many_part
     receiver.limits = lambda samples: samples > 130 or receiver.requests >= 60
     search = limited_search(receiver)
     at: list[float] = []
-    send = receiver.send
 
-    async def noted(request: Request, failures_allowed: int) -> Accepted | Refused | Later | Interrupted:
+    def asked() -> bool:
         at.append(search.clock.now())
-        return await send(request, failures_allowed)
+        return False
 
-    receiver.send = noted  # type: ignore[method-assign]
+    receiver.sheds = asked
     await search.run(searched, BUSY)
     assert set(search.declined) | set(search.taken) < set(samples_of(searched))
     # In each round, five minutes after the one before, one part, perhaps twice, and the control.

@@ -167,7 +167,7 @@ async def _plan(settings: Settings, wanted: Resend, now: float) -> Plan:
             if buckets := await ledger.read(stamped_before, wanted, now - window_seconds):
                 too_old.append(TooOld(destination.name, buckets, window_seconds))
         named = {count.destination for count in counts}
-        strict = (each.name for each in settings.destinations if each.out_of_order_time_window_seconds == 0)
+        strict = (each.name for each in settings.destinations if each.is_strict)
         return Plan(counts, tuple(too_old), tuple(name for name in strict if name in named))
     finally:
         await ledger.close()

@@ -389,6 +389,11 @@ class DestinationSettings(Section):
     With 0 a series gets one window per request, oldest first; otherwise many windows travel together.
     """
 
+    @property
+    def is_strict(self) -> bool:
+        """Whether the receiver takes nothing out of order."""
+        return self.out_of_order_time_window_seconds == 0
+
     query_url: Annotated[Url | None, Field(repr=False)] = None
     """Base URL of the receiver's query API, for reading back what was pushed: what stands in front of `/api/v1/query`.
 

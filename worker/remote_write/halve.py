@@ -55,9 +55,9 @@ def alone(single: Batch) -> Batch:
 def spread(batch: Batch, count: int, turn: int = 0) -> tuple[list[Batch], Batch]:
     """`count` single samples of the batch, chosen by chance, and what is left between them.
 
-    `count` is less than the number of samples. The same batch always gives the same ones in a `turn`.
+    `count` is less than the number of samples. The same batch always gives the same ones, in another `turn` others.
     """
-    chance = Random(",".join([str(bucket.bucket_id) for bucket in batch.buckets] + [""] * turn))  # noqa: S311 - guards nothing
+    chance = Random(f"{turn} {[bucket.bucket_id for bucket in batch.buckets]}")  # noqa: S311 - guards nothing
     chosen = set(chance.sample(range(batch.sample_count), count))
     singles: list[Batch] = []
     rest: list[StoredBucket] = []
